@@ -1,0 +1,48 @@
+// Package command is the envelope of a log entry: what is proposed to raft and applied by the machine.
+//
+// It encodes and decodes; it does not judge. Field and op numbers are never reused and decoders are never removed.
+package command
+
+// Command is one log entry.
+type Command struct {
+	Level      uint32   // cluster level needed to understand it
+	RequestID  [16]byte // zero: not remembered; otherwise a repeat returns the first Result
+	LeaderTime int64    // Unix milliseconds at the proposer; the machine keeps the maximum it saw
+	Actor      string   // who asked, for the audit trail
+	Op         Op
+}
+
+// Op is one of Txn, ExpireBefore, SetLevel, Noop.
+type Op interface{ isOp() }
+
+// Txn writes all its puts or none.
+type Txn struct{ Puts []Put }
+
+// IfAbsent as Put.IfIndex demands that the row does not exist.
+const IfAbsent = ^uint64(0)
+
+// Put writes (Raw non-nil) or deletes (Raw nil) one row. Raw is canonical JSON with sealed secrets; it is kept as it is.
+type Put struct {
+	Table   uint16
+	ID      [16]byte
+	IfIndex uint64 // 0: any; IfAbsent: must not exist; else the row's index must be this
+	Expires int64  // Unix milliseconds, 0: never
+	Raw     []byte
+}
+
+// ExpireBefore deletes up to Limit rows whose expiry is before T (Unix milliseconds), oldest first.
+type ExpireBefore struct {
+	T     int64
+	Limit int
+}
+
+// SetLevel raises the cluster level. Lower values are ignored.
+type SetLevel struct{ Level uint32 }
+
+// Noop moves the index only.
+type Noop struct{}
+
+func (Txn) isOp()          {}
+func (ExpireBefore) isOp() {}
+func (SetLevel) isOp()     {}
+func (Noop) isOp()         {}

@@ -1,0 +1,142 @@
+// Package entity holds the entities of the gateway: for each a Go struct as the data plane uses it and its schema.
+//
+// One file per entity; All is the only list. The package knows nothing of storage, HTTP or plugins' code: the schemas
+// of plugin configurations are handed in by whoever wires the program.
+package entity
+
+import (
+	"encoding/json"
+
+	"concord/fsm/schema"
+)
+
+// Def registers one entity: its schema, its stable table number and the Go type its rows decode to.
+type Def struct {
+	Table  uint16 // never reused
+	Schema *schema.Schema
+	New    func() any // pointer to a zero struct; rows are decoded into it with encoding/json
+}
+
+// Ref is a foreign key as it is stored and shown: {"id": "<uuid>"}.
+type Ref struct {
+	ID string `json:"id"`
+}
+
+// Service is an upstream API. Times are Unix seconds, timeouts milliseconds.
+type Service struct {
+	ID                string   `json:"id"`
+	CreatedAt         float64  `json:"created_at"`
+	UpdatedAt         float64  `json:"updated_at"`
+	Name              string   `json:"name"`
+	Retries           *int     `json:"retries"`
+	Protocol          string   `json:"protocol"`
+	Host              string   `json:"host"`
+	Port              int      `json:"port"`
+	Path              string   `json:"path"` // "" when null
+	ConnectTimeout    int      `json:"connect_timeout"`
+	WriteTimeout      int      `json:"write_timeout"`
+	ReadTimeout       int      `json:"read_timeout"`
+	Tags              []string `json:"tags"`
+	ClientCertificate *Ref     `json:"client_certificate"`
+	TLSVerify         *bool    `json:"tls_verify"`
+	TLSVerifyDepth    *int     `json:"tls_verify_depth"`
+	CACertificates    []string `json:"ca_certificates"`
+	Enabled           bool     `json:"enabled"`
+}
+
+// IPPort is one element of a stream route's sources or destinations.
+type IPPort struct {
+	IP   string `json:"ip"`
+	Port *int   `json:"port"`
+}
+
+// Route matches requests and sends them to its service.
+type Route struct {
+	ID                      string              `json:"id"`
+	CreatedAt               float64             `json:"created_at"`
+	UpdatedAt               float64             `json:"updated_at"`
+	Name                    string              `json:"name"`
+	Protocols               []string            `json:"protocols"`
+	HTTPSRedirectStatusCode int                 `json:"https_redirect_status_code"`
+	StripPath               bool                `json:"strip_path"`
+	PreserveHost            bool                `json:"preserve_host"`
+	RequestBuffering        bool                `json:"request_buffering"`
+	ResponseBuffering       bool                `json:"response_buffering"`
+	Tags                    []string            `json:"tags"`
+	Service                 *Ref                `json:"service"`
+	SNIs                    []string            `json:"snis"`
+	Sources                 []IPPort            `json:"sources"`
+	Destinations            []IPPort            `json:"destinations"`
+	Methods                 []string            `json:"methods"`
+	Hosts                   []string            `json:"hosts"`
+	Paths                   []string            `json:"paths"`
+	Headers                 map[string][]string `json:"headers"`
+	RegexPriority           int                 `json:"regex_priority"`
+	PathHandling            string              `json:"path_handling"`
+}
+
+// Consumer is a client of the APIs.
+type Consumer struct {
+	ID        string   `json:"id"`
+	CreatedAt float64  `json:"created_at"`
+	UpdatedAt float64  `json:"updated_at"`
+	Username  string   `json:"username"`
+	CustomID  string   `json:"custom_id"`
+	Tags      []string `json:"tags"`
+}
+
+// Plugin is one configured plugin on a scope.
+type Plugin struct {
+	ID           string          `json:"id"`
+	Name         string          `json:"name"`
+	InstanceName string          `json:"instance_name"`
+	CreatedAt    float64         `json:"created_at"`
+	UpdatedAt    float64         `json:"updated_at"`
+	Route        *Ref            `json:"route"`
+	Service      *Ref            `json:"service"`
+	Consumer     *Ref            `json:"consumer"`
+	Config       json.RawMessage `json:"config"` // decoded by the plugin's factory
+	Protocols    []string        `json:"protocols"`
+	Enabled      bool            `json:"enabled"`
+	Tags         []string        `json:"tags"`
+}
+
+// JWTSecret is a consumer's credential for the jwt plugin.
+type JWTSecret struct {
+	ID           string   `json:"id"`
+	CreatedAt    float64  `json:"created_at"`
+	Consumer     Ref      `json:"consumer"`
+	Key          string   `json:"key"`
+	Secret       string   `json:"secret"`
+	RSAPublicKey string   `json:"rsa_public_key"`
+	Algorithm    string   `json:"algorithm"`
+	Tags         []string `json:"tags"`
+}
+
+// KeyAuthCredential is a consumer's API key.
+type KeyAuthCredential struct {
+	ID        string   `json:"id"`
+	CreatedAt float64  `json:"created_at"`
+	Consumer  Ref      `json:"consumer"`
+	Key       string   `json:"key"`
+	Tags      []string `json:"tags"`
+}
+
+// BasicAuthCredential is a consumer's user name and the SHA-1 digest of password + consumer id (Kong's form).
+type BasicAuthCredential struct {
+	ID        string   `json:"id"`
+	CreatedAt float64  `json:"created_at"`
+	Consumer  Ref      `json:"consumer"`
+	Username  string   `json:"username"`
+	Password  string   `json:"password"`
+	Tags      []string `json:"tags"`
+}
+
+// ACL puts a consumer into a group.
+type ACL struct {
+	ID        string   `json:"id"`
+	CreatedAt float64  `json:"created_at"`
+	Consumer  Ref      `json:"consumer"`
+	Group     string   `json:"group"`
+	Tags      []string `json:"tags"`
+}
