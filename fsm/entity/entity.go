@@ -5,6 +5,7 @@
 package entity
 
 import (
+	"cmp"
 	"encoding/json"
 
 	"concord/fsm/schema"
@@ -15,7 +16,23 @@ type Def struct {
 	Table  uint16 // never reused
 	Schema *schema.Schema
 	New    func() any // pointer to a zero struct; rows are decoded into it with encoding/json
+
+	// Transform changes a prepared record before it is stored (basic-auth: the password becomes its digest). current is
+	// the stored record that a PATCH or PUT replaces, nil on insert. It is pure; nil: nothing to do.
+	Transform func(rec, current schema.Record) (schema.Record, error)
+
+	// The rest is how the Admin API's URLs name the entity; each empty value means the plural name.
+	Collection string   // top-level collection: "key-auths" in /key-auths
+	Nested     string   // collection under an entity it refers to: "key-auth" in /consumers/{c}/key-auth
+	NestedKey  string   // field that, with the parent, finds one row: "group" in /consumers/{c}/acls/{group}
+	Filters    []string // unique fields by which the collection may be filtered: "custom_id" in /consumers?custom_id=x
 }
+
+// CollectionName is the entity's top-level collection in URLs.
+func (d Def) CollectionName() string { return cmp.Or(d.Collection, d.Schema.Name) }
+
+// NestedName is the entity's collection under an entity that it refers to.
+func (d Def) NestedName() string { return cmp.Or(d.Nested, d.CollectionName()) }
 
 // Ref is a foreign key as it is stored and shown: {"id": "<uuid>"}.
 type Ref struct {

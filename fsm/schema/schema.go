@@ -3,7 +3,27 @@
 // It is a pure leaf: no clock, no randomness, no I/O. It knows neither entities nor storage nor HTTP. Everything that is
 // shown to or taken from an Admin API client is derived from a Schema: validation, form coercion, /schemas answers, the
 // set of secret fields, unique indexes and foreign keys.
+//
+// # Sub-schemas
+//
+// A schema with a SubKey ("name" for plugins) is completed by a second schema that the value of that field selects
+// (Options.Sub). The sub-schema is a *Schema as well and is laid over the first:
+//
+//   - Its Name is the value that selects it ("rate-limiting").
+//   - Its Fields replace the fields of the same name in the outer schema. A plugin declares "config" (a required RecordT
+//     with its own Fields, Shorthands and Checks), and where it differs from the plugins schema "protocols" (another
+//     default, other elements) and forbidden scopes "consumer", "route", "service" (Foreign with Null: true, see
+//     NoConsumer, NoRoute, NoService). Fields that the outer schema does not have are not allowed.
+//   - Its Checks run on the whole outer record, so their paths read "config.allow", and their errors appear under
+//     "@entity" of the entity. Checks of the config field itself (Field.Checks) see the config record only, with paths
+//     relative to it, and their errors appear under config["@entity"]. Field.Check of config sees the config record and its
+//     text appears as the error of "config" itself.
+//   - Its Shorthands are ignored: a plugin's old flat names are Field.Shorthands of its config field.
+//
+// Sub-schema and outer schema are merged once per sub-schema value and kept; a Schema must not be changed once used.
 package schema
+
+import "sync/atomic"
 
 // Record is one entity or nested record as JSON values: nil, bool, float64, string, []any, Record.
 // Numbers are always float64 (Kong's only number type); a prepared record holds every declared field, nil when unset.
@@ -47,6 +67,7 @@ type Field struct {
 
 	Default   any  // nil: none
 	Required  bool // may not be null
+	Nullable  bool // of RecordT, which is otherwise required and expanded with its defaults: may be null and stay so
 	Unique    bool
 	Auto      bool // made by the gateway when absent: id, timestamps, random keys (see AutoKind)
 	AutoKind  AutoKind
@@ -64,19 +85,30 @@ type Field struct {
 	LenMax      *int
 	LenEq       *int
 	Pattern     string // RE2; a mismatch is "invalid value: <v>"
+	NotPattern  string // RE2; a match is "invalid value: <v>"
+	MatchAll    []Match
 	MatchNone   []Match
+	MatchAny    []string // RE2; if none matches the error is MatchAnyErr
+	MatchAnyErr string
 	StartsWith  string
 	Contains    any // list must contain it
+	Equal       any // "value must be <x>"; null does not equal it
+	NotEqual    any
+	Disjoint    [][]string // a list may take its elements from one of these groups only
 	UUID        bool
 	Timestamp   bool
-	Regex       bool // the value must compile as a regular expression
+	Regex       bool   // the value must compile as a regular expression
+	Err         string // text for all of the rules above instead of their own
 	Description string
 
 	// Check is a custom rule on the (non-null, type-checked) value. It returns the error text, "" when fine.
 	Check func(any) string
+
+	Shorthands []Shorthand // of RecordT: as Schema.Shorthands, inside this record
+	Checks     []Check     // of RecordT: as Schema.Checks, with paths relative to this record
 }
 
-// Match is a pattern that must not match, with the error text if it does.
+// Match is a RE2 pattern with the error text for a value that breaks the rule.
 type Match struct{ Pattern, Err string }
 
 // AutoKind says how an Auto field is made.
@@ -101,15 +133,24 @@ type Schema struct {
 	Unique      [][]string  // composite unique keys; foreign fields take part by id, nulls are equal
 	Shorthands  []Shorthand // write-only inputs that expand into fields (services: url)
 	Checks      []Check
-	SubKey      string // field whose value selects the sub-schema of the "config" record ("name" for plugins)
-	Internal    bool   // kept out of the Admin API (the cluster's own tables)
+	SubKey      string                           // field whose value (if a list: its first known element) selects the sub-schema
+	Subs        func(key string) (*Schema, bool) // where the sub-schemas come from, instead of Options.Sub (routes)
+	SubUnknown  string                           // error text for an unknown sub-schema with %s for the key; "" : "unknown type: %s"
+	Internal    bool                             // kept out of the Admin API (the cluster's own tables)
+
+	plan atomic.Value // *plan: what compile made of this value; a copy of the Schema makes its own
 }
 
-// Shorthand is a write-only input that is rewritten into other fields before validation.
+// Shorthand is a write-only input that is rewritten into other fields before validation. Named like a field, it is a hook
+// that sees what the client sends for that field and may set it and others.
 type Shorthand struct {
 	Name   string
 	Type   Type
-	Expand func(v any, in Record) (Record, Errors) // fields to set, overriding those present
+	Expand func(v any, in Record) (Record, Errors) // fields to set, overriding those present; v may be nil
+	// ReplacedWith makes the shorthand the deprecated name of the field at this path ("redis", "host"): it sets that
+	// field unless the client sets it too (then both must be equal) and Present shows it again. Expand is not used.
+	ReplacedWith []string
+	Rule         Field // further rules of the value (Elem, OneOf, …)
 }
 
 // Mode is what the caller is about to do.
@@ -137,14 +178,14 @@ type Options struct {
 	Sub     func(key string) (*Schema, bool) // sub-schema of "config" for SubKey
 }
 
-// Errors is Kong's tree of validation errors: a field's value is a string, a nested Errors, or a []any whose elements
-// are nil, string or Errors (1-based positions in the message). Entity-level errors are a []any of strings under "@entity".
-type Errors map[string]any
+// EntityKey is the key of Errors under which the violations of rules over several fields are listed.
+const EntityKey = "@entity"
 
-// Check is a rule over several fields of one record. Its concrete forms are in checks.go.
+// Check is a rule over several fields of one record, in one of the forms of checks.go. Field paths may be dotted
+// ("config.allow").
 type Check interface {
-	// Apply returns the violations; field paths may be dotted ("config.allow").
-	Apply(rec Record, mode Mode) Errors
 	// Describe is the check as /schemas shows it, nil to hide it.
 	Describe() Record
+
+	bind(p *plan) boundCheck
 }

@@ -1,0 +1,114 @@
+package command
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"google.golang.org/protobuf/proto"
+
+	logv1 "concord/proto/concord/log/v1"
+)
+
+// The checksum is the last field of the message: number 15, wire type fixed32.
+const (
+	checksumTag  = 15<<3 | 5
+	checksumSize = 5
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// ErrCorrupt says that the bytes are not what Encode made.
+var ErrCorrupt = errors.New("log entry is corrupt")
+
+// ErrUnknown says that the entry is intact but holds something this binary does not know: it was made by a newer one.
+var ErrUnknown = errors.New("log entry holds something this version does not know")
+
+// Encode gives the bytes of a log entry. No op is a Noop.
+func Encode(c Command) []byte {
+	m := &logv1.Command{Level: c.Level, LeaderTimeMs: c.LeaderTime, Actor: []byte(c.Actor)}
+	if c.RequestID != ([16]byte{}) {
+		m.RequestId = c.RequestID[:]
+	}
+	switch op := c.Op.(type) {
+	case Txn:
+		t := &logv1.Txn{Puts: make([]*logv1.Put, len(op.Puts))}
+		for i := range op.Puts {
+			p := &op.Puts[i]
+			t.Puts[i] = &logv1.Put{Table: uint32(p.Table), Id: p.ID[:], IfIndex: p.IfIndex, ExpiresMs: p.Expires, Raw: p.Raw}
+		}
+		m.Op = &logv1.Command_Txn{Txn: t}
+	case ExpireBefore:
+		m.Op = &logv1.Command_ExpireBefore{ExpireBefore: &logv1.ExpireBefore{TimeMs: op.T, Limit: uint32(max(op.Limit, 0))}}
+	case SetLevel:
+		m.Op = &logv1.Command_SetLevel{SetLevel: &logv1.SetLevel{Level: op.Level}}
+	case Noop, nil:
+		m.Op = &logv1.Command_Noop{Noop: &logv1.Noop{}}
+	default: // a pointer to an op; an entry without an op would stop every node
+		panic(fmt.Sprintf("command: encode: op is a %T", c.Op))
+	}
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil { // only invalid UTF-8 in string fields or missing required fields, and there are none of either
+		panic(fmt.Sprintf("command: encode: %v", err))
+	}
+	sum := crc32.Checksum(data, castagnoli)
+	return binary.LittleEndian.AppendUint32(append(data, checksumTag), sum)
+}
+
+// Decode reads a log entry. The error wraps ErrCorrupt or ErrUnknown; with ErrUnknown the Level is set all the same, so that
+// the reader can say what it lacks.
+func Decode(data []byte) (Command, error) {
+	body := len(data) - checksumSize
+	if body < 0 || data[body] != checksumTag {
+		return Command{}, fmt.Errorf("%w: no checksum at its end, so it is cut short or foreign", ErrCorrupt)
+	}
+	if sum := crc32.Checksum(data[:body], castagnoli); sum != binary.LittleEndian.Uint32(data[body+1:]) {
+		return Command{}, fmt.Errorf("%w: checksum does not match", ErrCorrupt)
+	}
+	var m logv1.Command
+	if err := proto.Unmarshal(data[:body], &m); err != nil {
+		return Command{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	c := Command{Level: m.Level, LeaderTime: m.LeaderTimeMs, Actor: string(m.Actor)}
+	if n := copy(c.RequestID[:], m.RequestId); n != len(m.RequestId) || n != 0 && n != len(c.RequestID) {
+		return c, fmt.Errorf("%w: request id of %d bytes", ErrCorrupt, len(m.RequestId))
+	}
+	if err := known(&m); err != nil {
+		return c, err
+	}
+	switch op := m.Op.(type) {
+	case *logv1.Command_Txn:
+		t := Txn{Puts: make([]Put, len(op.Txn.GetPuts()))}
+		for i, p := range op.Txn.GetPuts() {
+			if err := known(p); err != nil {
+				return c, err
+			}
+			if len(p.Id) != 16 || p.Table > 0xffff {
+				return c, fmt.Errorf("%w: put %d has table %d and an id of %d bytes", ErrCorrupt, i, p.Table, len(p.Id))
+			}
+			t.Puts[i] = Put{Table: uint16(p.Table), ID: [16]byte(p.Id), IfIndex: p.IfIndex, Expires: p.ExpiresMs, Raw: p.Raw}
+		}
+		c.Op = t
+		return c, known(op.Txn)
+	case *logv1.Command_ExpireBefore:
+		c.Op = ExpireBefore{T: op.ExpireBefore.GetTimeMs(), Limit: int(op.ExpireBefore.GetLimit())}
+		return c, known(op.ExpireBefore)
+	case *logv1.Command_SetLevel:
+		c.Op = SetLevel{Level: op.SetLevel.GetLevel()}
+		return c, known(op.SetLevel)
+	case *logv1.Command_Noop:
+		c.Op = Noop{}
+		return c, known(op.Noop)
+	}
+	return c, fmt.Errorf("%w: its op", ErrUnknown)
+}
+
+// known refuses fields that protobuf would silently skip: a node that skipped them would come to another state than its peers.
+func known(m proto.Message) error {
+	r := m.ProtoReflect()
+	if unknown := r.GetUnknown(); len(unknown) > 0 {
+		return fmt.Errorf("%w: a field of %s", ErrUnknown, r.Descriptor().Name())
+	}
+	return nil
+}

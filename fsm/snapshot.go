@@ -1,0 +1,326 @@
+package fsm
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+	"sync"
+
+	"concord/fsm/state"
+)
+
+// The snapshot format, version 1. Numbers are unsigned varints unless said otherwise; DESIGN.md shows the layout.
+const (
+	snapshotMagic   = "CONCORD\n"
+	snapshotVersion = 1
+)
+
+// ErrSnapshot says that a snapshot is damaged: not all of it is as Persist wrote it.
+var ErrSnapshot = errors.New("snapshot is corrupt")
+
+// Persist writes a view as a snapshot. It may run while entries are applied. Two machines at the same index write the same bytes.
+func (m *Machine) Persist(v *state.View, w io.Writer) error {
+	sum := sha256.New()
+	b := bufio.NewWriterSize(io.MultiWriter(w, sum), 256<<10)
+	if err := m.persist(v, b); err != nil {
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	if _, err := w.Write(sum.Sum(nil)); err != nil {
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	return nil
+}
+
+// Hash is the checksum that a snapshot of the view would end with. It is equal on all nodes whose views have the same index.
+func (m *Machine) Hash(v *state.View) ([sha256.Size]byte, error) {
+	sum := sha256.New()
+	err := m.persist(v, bufio.NewWriterSize(sum, 64<<10))
+	return [sha256.Size]byte(sum.Sum(nil)), err
+}
+
+// persist relies on bufio.Writer to keep the first error until Flush.
+func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
+	var num [binary.MaxVarintLen64]byte
+	put := func(n uint64) { _, _ = b.Write(num[:binary.PutUvarint(num[:], n)]) }
+	bytes := func(p []byte) { _, _ = b.Write(p) }
+	var scratch state.ID // so that no row moves to the heap
+
+	a := auxOf(v)
+	_, _ = b.WriteString(snapshotMagic)
+	put(snapshotVersion)
+	put(uint64(a.level))
+	put(v.Index())
+	put(uint64(a.leaderTime))
+
+	var tables []state.AnyTable // without the empty ones, so that a new entity changes no hash until it is used
+	for _, t := range m.store.Tables() {
+		if t.Len(v) > 0 {
+			tables = append(tables, t)
+		}
+	}
+	put(uint64(len(tables)))
+	for _, t := range tables {
+		put(uint64(t.Number()))
+		put(uint64(t.Len(v)))
+		for r := range t.Scan(v, "", "", state.ID{}) {
+			scratch = r.ID
+			bytes(scratch[:])
+			put(r.Index)
+			put(uint64(r.ExpiresAt))
+			put(uint64(len(r.Raw)))
+			bytes(r.Raw)
+		}
+	}
+	put(uint64(len(a.recent)))
+	for _, x := range a.recent {
+		bytes(x.id[:])
+		put(x.index)
+		put(uint64(len(x.keys)))
+		for _, k := range x.keys {
+			put(uint64(k.Table))
+			bytes(k.ID[:])
+		}
+	}
+	return b.Flush()
+}
+
+// Restore replaces the whole state by a snapshot's. It reads r to its end. On an error, which says what is wrong where, the
+// machine is as before. It wraps ErrSnapshot if the snapshot is damaged, else a *LevelError, a *seal.MissingKeyError or
+// a *state.RowError.
+func (m *Machine) Restore(r io.Reader) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	body := &bodyReader{r: r, sum: sha256.New()}
+	tx := m.store.BeginEmpty()
+	b := bufio.NewReaderSize(body, 256<<10)
+	index, a, err := m.load(tx, b)
+	// The checksum covers what was not understood too: only if it matches is err about this node and not about the file.
+	if _, drain := io.Copy(io.Discard, b); drain != nil {
+		err = fmt.Errorf("read snapshot: %w", drain)
+	} else if !body.intact() {
+		err = errors.Join(fmt.Errorf("%w: its SHA-256 does not match", ErrSnapshot), err)
+	}
+	if err != nil {
+		tx.Abort()
+		return err
+	}
+	m.replace(tx, index, a)
+	return nil
+}
+
+func (m *Machine) load(tx *state.Tx, b *bufio.Reader) (index uint64, a aux, err error) {
+	d := decoder{b: b}
+	magic := make([]byte, len(snapshotMagic))
+	if d.full(magic); d.err == nil && string(magic) != snapshotMagic {
+		return 0, aux{}, fmt.Errorf("%w: it does not begin like a snapshot", ErrSnapshot)
+	}
+	if version := d.num(); d.err == nil && version != snapshotVersion {
+		return 0, aux{}, fmt.Errorf("snapshot has format %d, this binary reads %d: install the newer version on this node", version, snapshotVersion)
+	}
+	a.level = uint32(d.num())
+	if d.err == nil && a.level > MaxLevel {
+		return 0, aux{}, fmt.Errorf("snapshot: %w", &LevelError{Need: a.level, Have: MaxLevel})
+	}
+	index = d.num()
+	a.leaderTime = int64(d.num())
+	tables := d.num()
+	if d.err != nil {
+		return 0, aux{}, fmt.Errorf("%w: header: %w", ErrSnapshot, d.err)
+	}
+	for range tables {
+		number, count := d.num(), d.num()
+		if d.err != nil {
+			return 0, aux{}, fmt.Errorf("table: %w", d.err)
+		}
+		name, known := m.names[uint16(number)]
+		if !known || number > 0xffff {
+			return 0, aux{}, fmt.Errorf("snapshot: it holds table %d, which this binary does not know: install the newer version on this node", number)
+		}
+		if err := m.loadTable(tx, &d, uint16(number), count); err != nil {
+			return 0, aux{}, fmt.Errorf("snapshot: table %s: %w", name, err)
+		}
+	}
+	if a.recent, err = d.recent(); err != nil {
+		return 0, aux{}, fmt.Errorf("snapshot: request ids: %w", err)
+	}
+	if _, err := b.ReadByte(); err != io.EOF {
+		return 0, aux{}, fmt.Errorf("%w: there is something behind its end", ErrSnapshot)
+	}
+	return index, a, nil
+}
+
+// batch is how many rows are decoded at once, on all processors, while the batch before is put into the trees in order.
+const batch = 4096
+
+func (m *Machine) loadTable(tx *state.Tx, d *decoder, number uint16, count uint64) error {
+	decoded := func() ([]state.Decoded, error) { return nil, nil }
+	for n := uint64(0); ; n += batch {
+		rows := make([]state.AnyRow, 0, batch)
+		for n+uint64(len(rows)) < count && len(rows) < batch && d.err == nil {
+			rows = append(rows, d.row())
+		}
+		ready := decoded
+		decoded = decodeRows(tx, number, rows)
+		if err := insert(tx, ready); err != nil || len(rows) == 0 {
+			return err
+		}
+		if d.err != nil {
+			return fmt.Errorf("row %d of %d: %w", n+uint64(len(rows)), count, d.err)
+		}
+	}
+}
+
+func insert(tx *state.Tx, ready func() ([]state.Decoded, error)) error {
+	rows, err := ready()
+	if err != nil {
+		return err
+	}
+	for _, x := range rows {
+		if c, found := tx.Conflict(x); found {
+			return fmt.Errorf("%w: %s and %s have the same %s", ErrSnapshot, x.ID(), c.Existing, c.Index)
+		}
+		tx.Set(x)
+	}
+	return nil
+}
+
+// decodeRows begins to decode rows; the function it returns waits for them.
+func decodeRows(tx *state.Tx, table uint16, rows []state.AnyRow) func() ([]state.Decoded, error) {
+	decoded := make([]state.Decoded, len(rows))
+	errs := make([]error, runtime.GOMAXPROCS(0))
+	var wg sync.WaitGroup
+	for w := range errs {
+		wg.Go(func() {
+			for i := w * len(rows) / len(errs); i < (w+1)*len(rows)/len(errs) && errs[w] == nil; i++ {
+				decoded[i], errs[w] = tx.Decode(table, rows[i])
+			}
+		})
+	}
+	return func() ([]state.Decoded, error) {
+		wg.Wait()
+		return decoded, errors.Join(errs...)
+	}
+}
+
+// decoder reads the pieces of a snapshot and keeps the first error.
+type decoder struct {
+	b   *bufio.Reader
+	err error
+}
+
+func (d *decoder) fail(err error) {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if d.err == nil && err != nil {
+		d.err = fmt.Errorf("%w: %w", ErrSnapshot, err)
+	}
+}
+
+func (d *decoder) num() uint64 {
+	if d.err != nil {
+		return 0
+	}
+	n, err := binary.ReadUvarint(d.b)
+	d.fail(err)
+	return n
+}
+
+func (d *decoder) full(p []byte) {
+	if d.err == nil {
+		_, err := io.ReadFull(d.b, p)
+		d.fail(err)
+	}
+}
+
+func (d *decoder) row() (r state.AnyRow) {
+	d.full(r.ID[:])
+	r.Index = d.num()
+	r.ExpiresAt = int64(d.num())
+	n := d.num()
+	if n > MaxRow {
+		d.fail(fmt.Errorf("length %d is beyond the largest row's", n))
+	}
+	if d.err == nil {
+		r.Raw = make([]byte, n)
+		d.full(r.Raw)
+	}
+	return r
+}
+
+func (d *decoder) recent() ([]remembered, error) {
+	count := d.num()
+	if count > Remember {
+		d.fail(fmt.Errorf("%d of them, at most %d are kept", count, Remember))
+	}
+	var list []remembered
+	for ; count > 0 && d.err == nil; count-- {
+		var x remembered
+		d.full(x.id[:])
+		x.index = d.num()
+		n := d.num()
+		if n > rememberKeys {
+			d.fail(fmt.Errorf("%d keys of one, at most %d are kept", n, rememberKeys))
+		}
+		for ; n > 0 && d.err == nil; n-- {
+			k := Key{Table: uint16(d.num())}
+			d.full(k.ID[:])
+			x.keys = append(x.keys, k)
+		}
+		list = append(list, x)
+	}
+	return list, d.err
+}
+
+// bodyReader passes on all but the last 32 bytes of r, which are the checksum of what it passes on.
+type bodyReader struct {
+	r    io.Reader
+	sum  hash.Hash
+	tail [sha256.Size]byte
+	have int // bytes in tail
+}
+
+func (b *bodyReader) Read(p []byte) (int, error) {
+	if len(p) <= len(b.tail) { // io.Copy and bufio read in large pieces
+		return 0, io.ErrShortBuffer
+	}
+	for {
+		copy(p, b.tail[:b.have])
+		n, err := b.r.Read(p[b.have:])
+		n += b.have
+		b.have = min(n, len(b.tail))
+		out := n - b.have
+		copy(b.tail[:], p[out:n])
+		b.sum.Write(p[:out])
+		if out > 0 || err != nil {
+			return out, err
+		}
+	}
+}
+
+func (b *bodyReader) intact() bool {
+	return b.have == len(b.tail) && bytes.Equal(b.sum.Sum(nil), b.tail[:])
+}
+
+// setNull sets a member of a row's canonical JSON to null and leaves everything else as it is, to the byte.
+func setNull(raw []byte, field string) ([]byte, error) {
+	var rec map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &rec); err != nil {
+		return nil, err
+	}
+	rec[field] = json.RawMessage("null")
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out) // sorts the members, as canonical JSON does
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(rec); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
+}
