@@ -1,0 +1,49 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/hashicorp/raft"
+)
+
+// Status asks every node how it is. A node that does not answer within 400 ms is not alive.
+func (n *Node) Status(ctx context.Context) Status {
+	m, err := n.membership()
+	if err != nil {
+		return Status{Nodes: []NodeStatus{}}
+	}
+	answers := m.askAll(ctx)
+	_, leader := m.leader()
+	s := Status{ClusterID: m.id.ClusterID, Leader: leader, Term: m.raft.CurrentTerm(), CommitIndex: m.raft.CommitIndex(), Nodes: []NodeStatus{}}
+	voters, alive, all := 0, 0, true
+	for _, srv := range m.servers() {
+		id := string(srv.ID)
+		ns := NodeStatus{ID: id, Address: string(srv.Address), Role: Nonvoter, State: "unreachable"}
+		if srv.Suffrage == raft.Voter {
+			ns.Role = Voter
+		}
+		if row, ok := m.rows.node(id); ok {
+			ns.Name, ns.Version = row.Val.Name, row.Val.Version
+		}
+		if a, ok := answers[id]; ok {
+			ns.Alive, ns.State, ns.AppliedIndex, ns.Version = true, a.State, a.Applied, a.Version
+		} else {
+			all = false
+		}
+		if ns.Role == Voter {
+			voters++
+			if ns.Alive {
+				alive++
+			}
+		}
+		s.Nodes = append(s.Nodes, ns)
+	}
+	slices.SortFunc(s.Nodes, func(a, b NodeStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	s.Healthy = leader != "" && all && voters > 0
+	s.FailureTolerance = max(0, alive-(voters/2+1))
+	return s
+}

@@ -1,0 +1,200 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"concord/fsm/command"
+	"concord/fsm/entity"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestPropagation prints how long a write takes to be answered and to reach every machine.
+func TestPropagation(t *testing.T) {
+	nodes := startCluster(t, 3, nil)
+	leader := leaderOf(t, nodes)
+	const writes = 200
+	var ack, all []time.Duration
+	for i := range writes {
+		begin := time.Now()
+		index := leader.mustWrite(fmt.Sprint("p", i))
+		ack = append(ack, time.Since(begin))
+		for _, n := range nodes {
+			n.mustHave(index)
+		}
+		all = append(all, time.Since(begin))
+		time.Sleep(5 * time.Millisecond) // isolated writes: nothing else carries the commit index
+	}
+	report := func(what string, d []time.Duration) {
+		sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+		t.Logf("%s: p50 %s, p99 %s, of %d writes", what, d[len(d)/2], d[len(d)*99/100], len(d))
+	}
+	report("answered", ack)
+	report("applied on all three nodes", all)
+}
+
+func TestAnotherAddress(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3, nil)
+	for _, n := range []*testNode{others(nodes, leaderOf(t, nodes))[0], leaderOf(t, nodes)} {
+		n.close()
+		n.opt.Listen, n.opt.GossipListen = "127.0.0.1:0", "127.0.0.1:0"
+		n.restart()
+		eventually(t, "re-advertised", func() error {
+			for _, x := range nodes {
+				row, ok := x.rows.node(n.ID())
+				if !ok || row.Val.Address != n.Address() {
+					return fmt.Errorf("%s has %v", x.opt.Name, row)
+				}
+			}
+			return nil
+		})
+		waitVoters(t, nodes, 3)
+		n.mustHave(n.mustWrite("from " + n.Address()))
+	}
+}
+
+func TestDeadNodesAreRemoved(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 5, func(o *Options) { o.Tuning.DeadAfter = 2 * time.Second })
+	nodes[4].kill()
+	waitVoters(t, nodes[:4], 4)
+	nodes[3].kill()
+	waitVoters(t, nodes[:3], 3)
+	nodes[2].kill()
+	time.Sleep(3 * time.Second)
+	if s := nodes[0].Status(context.Background()); len(s.Nodes) != 3 {
+		t.Errorf("fewer voters than the minimum are left: %+v", s)
+	}
+	nodes[0].mustWrite("still")
+}
+
+func TestCertificateIsRenewed(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 6 * time.Second })
+	first := map[string]string{}
+	for _, n := range nodes {
+		first[n.ID()] = n.port.Credentials().Leaf.SerialNumber.String()
+	}
+	eventually(t, "renewed", func() error {
+		for _, n := range nodes {
+			if n.port.Credentials().Leaf.SerialNumber.String() == first[n.ID()] {
+				return errors.New(n.opt.Name + " has its first certificate")
+			}
+		}
+		return nil
+	})
+	// Nobody's certificate is valid after a long time off: the nodes help themselves.
+	for _, n := range nodes {
+		n.mustHave(nodes[0].mustWrite("before " + n.opt.Name))
+	}
+	time.Sleep(2 * noteEvery)
+	for _, n := range nodes {
+		n.close()
+	}
+	time.Sleep(6500 * time.Millisecond)
+	for _, n := range nodes {
+		n.restart()
+	}
+	nodes[1].mustHave(nodes[1].mustWrite("after"), "before n1", "before n2", "after")
+}
+
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "alone", func(o *Options) { o.Tuning.ExpireEvery = 50 * time.Millisecond })
+	id := [16]byte{1}
+	put, err := n.rows.put("01000000-0000-0000-0000-000000000000", &entity.ClusterNode{State: nodeRemoved, Role: Voter}, command.IfAbsent, time.Now().Add(300*time.Millisecond).UnixMilli())
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := n.Propose(context.Background(), command.Command{Level: 1, Op: command.Txn{Puts: []command.Put{put}}})
+	if err != nil || res.Err != nil {
+		t.Fatal(err, res.Err)
+	}
+	if _, ok := n.rows.nodes.Get(n.rows.store.View(), id); !ok {
+		t.Fatal("the row is not there")
+	}
+	eventually(t, "expired", func() error {
+		if _, ok := n.rows.nodes.Get(n.rows.store.View(), id); ok {
+			return errors.New("the row is still there")
+		}
+		return nil
+	})
+}
+
+func TestWait(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 2, nil)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, n := range nodes {
+		index := n.mustWrite("w" + n.opt.Name)
+		var future *FutureIndexError
+		if err := n.Wait(ctx, index+1000); !errors.As(err, &future) || future.Committed < index {
+			t.Errorf("an index that does not exist: %v", err)
+		}
+		n.machine2().mu.Lock()
+		n.machine2().waiters += maxWaiters
+		n.machine2().mu.Unlock()
+		if err := n.Wait(ctx, index+1000); !errors.Is(err, ErrTooManyWaiters) {
+			t.Errorf("one more than the bound: %v", err)
+		}
+		if err := n.Wait(ctx, index); err != nil {
+			t.Errorf("an index that is there needs no waiting: %v", err)
+		}
+		n.machine2().mu.Lock()
+		n.machine2().waiters -= maxWaiters
+		n.machine2().mu.Unlock()
+	}
+	follower := others(nodes, leaderOf(t, nodes))[0]
+	if _, err := follower.Propose(ctx, consumerCommand("x")); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("Propose on a follower: %v", err)
+	}
+}
+
+func (n *testNode) machine2() *machine { return n.Node.machine }
+
+func TestGossipSeesEveryone(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3, nil)
+	eventually(t, "everyone is seen by everyone", func() error {
+		for _, n := range nodes {
+			m, err := n.membership()
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, a := range m.gossip.Load().Alive() {
+				names = append(names, a.Meta.Name)
+			}
+			slices.Sort(names)
+			if !slices.Equal(names, []string{"n1", "n2", "n3"}) {
+				return fmt.Errorf("%s sees %v", n.opt.Name, names)
+			}
+		}
+		return nil
+	})
+	taken := nodes[0].port.Addr().String()
+	for _, change := range []func(*Options){
+		func(o *Options) { o.Listen = taken },
+		func(o *Options) { m, _ := nodes[0].membership(); o.GossipListen = m.gossip.Load().Addr() },
+	} {
+		n := &testNode{t: t, opt: nodes[0].opt}
+		n.opt.Prefix, n.opt.Listen, n.opt.GossipListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
+		change(&n.opt)
+		if err := n.open(); err == nil {
+			n.close()
+			t.Error("a port in use was opened")
+		} else {
+			t.Log(err)
+		}
+	}
+}
