@@ -2,6 +2,7 @@
 //
 // It is independent of the wire: h1 and h2 fill it, the proxy handler and plugins read and change it. Strings handed out
 // by an Exchange may point into connection buffers: they are valid until the exchange ends; strings.Clone what outlives it.
+// Exchanges are pooled by the front ends: nobody keeps one, or anything inside it, after Handler.Finish.
 package exchange
 
 import (
@@ -17,47 +18,46 @@ type Body interface {
 	// Next returns the next bytes, valid until the following call. It returns io.EOF (possibly together with last bytes)
 	// at the end, and any other error when the body is broken or too slow.
 	Next() ([]byte, error)
-	// Close gives up on the rest; the connection is reused only if the rest is known to be consumed.
+	// Close gives up on the rest; the connection is reused only if the rest is known to be consumed. It may be called
+	// while another goroutine is in Next, which then returns an error.
 	Close() error
 }
-
-// Field is one header field. Name keeps the case it was received or set with.
-type Field struct{ Name, Value string }
-
-// Header is an ordered list of fields. Look-ups ignore case; order and duplicates are kept.
-type Header struct{ Fields []Field }
 
 // Request is what the client asked, and what will be sent upstream after the access phase.
 type Request struct {
 	Method     string
 	Target     string // origin-form as received: path and query
-	Path       string // normalised for routing, no query
+	Path       string // normalised for routing (see NormalizePath), no query; "*" for OPTIONS *
 	RawQuery   string // without '?'
 	HasQuery   bool   // a bare trailing '?' is kept
 	Scheme     string // "http" or "https": of the client connection
 	Host       string // Host header or authority as received
 	Major      int
 	Minor      int
-	Header     Header
+	Header     Header // without hop-by-hop fields: those never reach plugins or the upstream
 	Trailer    Header // complete once Body returned io.EOF
 	Body       Body   // nil: no body
 	Length     int64  // of the body; -1: unknown (chunked)
 	Expect100  bool   // the client waits for 100 Continue; the front end sends it when Body.Next is first called
 	Upgrade    string // requested protocol of a "Connection: Upgrade" request, e.g. "websocket"; "" otherwise
 	TETrailers bool
+
+	bytes bytesBody // storage of SetBody
 }
 
 // Response is what goes back to the client.
 type Response struct {
 	Status  int
 	Reason  string // "": the standard text
-	Header  Header
+	Header  Header // the front end adds Date, Connection and the framing fields; such fields set here are ignored
 	Trailer Header
 	Body    Body  // nil: none
 	Length  int64 // of Body; -1: unknown
 	Close   bool  // close the client connection afterwards
 	// Tunnel, when set with status 101, takes over both connections until either side ends.
 	Tunnel Tunnel
+
+	bytes bytesBody // storage of SetBody
 }
 
 // Tunnel is the upstream side of an upgraded connection.
@@ -91,12 +91,16 @@ type Upstream struct {
 	Host           string // name or address to dial
 	Port           int
 	HostHeader     string // value of Host (and SNI when https)
-	Path           string // path to send, escaped; the query is Request.RawQuery
+	Path           string // path to send; bytes that may not stand in a request line are escaped while it is written. The query is Request.RawQuery
 	ConnectTimeout time.Duration
-	WriteTimeout   time.Duration
-	ReadTimeout    time.Duration
-	Retries        int
-	TLS            *tls.Config // nil: default client configuration
+	WriteTimeout   time.Duration // between two writes
+	ReadTimeout    time.Duration // between two reads
+	Retries        int           // further tries after the first
+	TLS            *tls.Config   // nil: default client configuration
+
+	// Retry, if set, is called before every further try with what went wrong, so that a balancer can name another peer
+	// in Host, Port and HostHeader. An error ends the tries. nil: the same address, or the next one of the same name.
+	Retry func(x *Exchange, cause error) error
 }
 
 // Exchange is one request and its response.
@@ -122,10 +126,24 @@ type Exchange struct {
 	Proxied bool  // the response came from the upstream
 	Err     error // why the gateway answered itself, for the log
 
+	// Peer is the upstream address that answered or was tried last; Tries counts the tries. Filled by the transport.
+	Peer  netip.AddrPort
+	Tries int
+	// BytesSent is what was written to the client, head included. Filled by the front end before Handler.Finish.
+	BytesSent int64
+
 	// Pinned is the data-plane snapshot of this exchange; owned by the handler.
 	Pinned any
 	// State is scratch for the handler and plugins, by plugin name; cleared between exchanges.
 	State map[string]any
+	// Link is the upstream connection between RoundTrip and Release; owned by the transport.
+	Link any
+	// Informational, if set by the front end, passes a 1xx answer of the upstream (other than 100 and 101) on to the client.
+	Informational func(status int, h *Header) error
+
+	id         [32]byte
+	arena      arena
+	credential Credential // storage of SetCredential
 }
 
 // Handler is what a front end calls for every parsed request.
@@ -134,4 +152,27 @@ type Handler interface {
 	Serve(x *Exchange)
 	// Finish is called once after the response was written or given up: releases the upstream, runs the log phase.
 	Finish(x *Exchange)
+}
+
+// Reset makes x ready for the next request, keeping the memory it has gathered.
+func (x *Exchange) Reset() {
+	groups, captures, state, a := x.Groups[:0], x.Captures[:0], x.State, x.arena
+	h1, t1, h2, t2 := x.Request.Header, x.Request.Trailer, x.Response.Header, x.Response.Trailer
+	*x = Exchange{}
+	h1.Reset()
+	t1.Reset()
+	h2.Reset()
+	t2.Reset()
+	a.reset()
+	if len(state) > 0 {
+		clear(state)
+	}
+	x.Request.Header, x.Request.Trailer, x.Response.Header, x.Response.Trailer = h1, t1, h2, t2
+	x.Groups, x.Captures, x.State, x.arena = groups, captures, state, a
+}
+
+// SetCredential makes c the credential that authenticated the client, without allocating.
+func (x *Exchange) SetCredential(c Credential) {
+	x.credential = c
+	x.Credential = &x.credential
 }

@@ -2,6 +2,9 @@
 //
 // A plugin is one package under proxy/plugins that exports a Plugin value; proxy/plugins/all lists them. No registration
 // by side effect. Plugins see the exchange and the Env, nothing else of the gateway.
+//
+// The package also holds what several plugins need and none should do its own way: authentication with its OR and AND and
+// its identity headers (Auth), values derived from rows (Derived), the texts of statuses (Message).
 package plugin
 
 import (
@@ -27,11 +30,12 @@ const (
 // Info describes a plugin.
 type Info struct {
 	Name      string
-	Priority  int           // higher runs first; Kong's numbers
-	Version   string        // "" : the gateway's
-	Config    schema.Schema // fields and checks of the config record
-	Protocols []string      // nil: grpc, grpcs, http, https
-	Scopes    Scope         // 0: ScopeAll
+	Priority  int            // higher runs first; Kong's numbers
+	Version   string         // "": the gateway's
+	Config    schema.Field   // the config record: its Fields, Shorthands, Checks and Check; name and type are filled in
+	Checks    []schema.Check // rules on the whole plugin entity, with paths such as "config.allow"
+	Protocols []string       // nil: grpc, grpcs, http, https
+	Scopes    Scope          // 0: ScopeAll
 }
 
 // Plugin is an Info with its factory.
@@ -55,7 +59,8 @@ type Config struct {
 	Record schema.Record // complete, validated, secrets in clear
 }
 
-// Factory builds an instance when the configuration is compiled, never per request. It must not block or dial.
+// Factory builds an instance when the configuration is compiled, never per request. It must not block or dial. Most plugins
+// use Typed.
 type Factory func(ctx context.Context, env Env, cfg Config) (Instance, error)
 
 // Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, Closer. It is used by many

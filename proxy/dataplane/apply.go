@@ -1,0 +1,322 @@
+package dataplane
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"github.com/tidwall/btree"
+
+	"concord/fsm/entity"
+	"concord/fsm/state"
+	"concord/proxy/plugin"
+	"concord/proxy/router"
+)
+
+// built is what the last snapshot was made of, indexed for changing it. Its cost per change is that of what depends on
+// the changed row.
+type built struct {
+	edit       *router.Edit
+	routes     map[string]*routeState
+	services   map[string]*serviceState
+	plugins    map[state.ID]*pluginState
+	reuse      map[state.ID]*pluginState // after restart: instances that may still fit
+	routeVec   vectorEdit[routeSlot]
+	serviceVec vectorEdit[serviceSlot]
+
+	// Steps without a consumer by their scope; those with route and service are under the route.
+	byRoute   map[string][]*Step
+	byService map[string][]*Step
+	globals   []*Step
+	consumers *btree.Map[string, []*Step]
+	global    *Chain
+}
+
+type routeState struct {
+	compiled *router.Route
+	slot     uint32
+	service  string
+}
+
+type serviceState struct {
+	service *Service
+	slot    uint32
+}
+
+type pluginState struct {
+	row    *entity.Plugin
+	step   *Step
+	broken bool
+}
+
+// dirty is what has to be derived anew.
+type dirty struct {
+	routes        map[string]bool // routes to take out of and put into the router
+	routeChains   map[string]bool
+	serviceChains map[string]bool
+	global        bool
+	closers       []plugin.Closer
+}
+
+// restart forgets everything but the plugin instances.
+func (b *built) restart() {
+	*b = built{
+		edit:     new(router.Router).Edit(),
+		routes:   map[string]*routeState{},
+		services: map[string]*serviceState{},
+		plugins:  map[state.ID]*pluginState{}, reuse: b.plugins,
+		byRoute: map[string][]*Step{}, byService: map[string][]*Step{},
+		consumers: &btree.Map[string, []*Step]{},
+	}
+}
+
+func (b *built) snapshot(index uint64) *Snapshot {
+	return &Snapshot{
+		Index: index, router: b.edit.Router(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
+		global: b.global, consumers: b.consumers.Copy(),
+	}
+}
+
+// apply brings built to the pending view and returns the plugin instances that are no longer part of it.
+func (c *Compiler) apply(p *pending) []plugin.Closer {
+	b, v := &c.built, p.view
+	d := &dirty{routes: map[string]bool{}, routeChains: map[string]bool{}, serviceChains: map[string]bool{}, global: p.reset}
+	if p.reset {
+		for row := range c.tables.plugins.All(v) {
+			c.applyPlugin(v, row.ID, d)
+		}
+		for _, old := range b.reuse {
+			d.close(old)
+		}
+		b.reuse = nil
+		for row := range c.tables.services.All(v) {
+			c.applyService(v, row.ID, d)
+		}
+		for row := range c.tables.routes.All(v) {
+			d.routes[row.ID.String()] = true
+		}
+	} else {
+		for id := range p.plugins {
+			c.applyPlugin(v, id, d)
+		}
+		for id := range p.services {
+			c.applyService(v, id, d)
+		}
+		for id := range p.routes {
+			d.routes[id.String()] = true
+		}
+	}
+	for id := range d.routes {
+		c.applyRoute(v, id)
+		d.routeChains[id] = true
+	}
+	b.rechain(d)
+	return d.closers
+}
+
+func (d *dirty) close(old *pluginState) {
+	if old.step.Closer != nil {
+		d.closers = append(d.closers, old.step.Closer)
+	}
+}
+
+func (c *Compiler) applyPlugin(v *state.View, id state.ID, d *dirty) {
+	b := &c.built
+	old, indexed := b.plugins[id]
+	if !indexed {
+		old = b.reuse[id]
+		delete(b.reuse, id)
+	}
+	var next *pluginState
+	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled {
+		next = c.pluginState(row.Val, old)
+	} else {
+		c.report("plugin", id.String(), nil)
+	}
+	same := old != nil && next != nil && old.step == next.step
+	if indexed && !same {
+		b.index(old.step, d, removeStep)
+		delete(b.plugins, id)
+	}
+	if next != nil {
+		b.plugins[id] = next
+		if !indexed || !same {
+			b.index(next.step, d, insertStep)
+		}
+	}
+	if old != nil && !same {
+		d.close(old)
+	}
+}
+
+func (c *Compiler) pluginState(row *entity.Plugin, old *pluginState) *pluginState {
+	if old != nil && !old.broken && sameInstance(old.row, row) {
+		return &pluginState{row: row, step: old.step}
+	}
+	step, err := buildStep(context.Background(), c.known, c.env, row)
+	c.report("plugin", row.ID, err)
+	if err != nil {
+		priority := math.MaxInt32
+		if p, ok := c.known[row.Name]; ok {
+			priority = p.Info.Priority
+		}
+		return &pluginState{row: row, step: brokenStep(row, priority, err), broken: true}
+	}
+	return &pluginState{row: row, step: step}
+}
+
+// index puts a step into, or takes it out of, the lists of its scope.
+func (b *built) index(s *Step, d *dirty, change func([]*Step, *Step) []*Step) {
+	switch {
+	case s.consumer != "":
+		list, _ := b.consumers.Get(s.consumer)
+		if list = change(list, s); len(list) > 0 {
+			b.consumers.Set(s.consumer, list)
+		} else {
+			b.consumers.Delete(s.consumer)
+		}
+	case s.route != "":
+		if b.byRoute[s.route] = change(b.byRoute[s.route], s); len(b.byRoute[s.route]) == 0 {
+			delete(b.byRoute, s.route)
+		}
+		d.routeChains[s.route] = true
+	case s.service != "":
+		if b.byService[s.service] = change(b.byService[s.service], s); len(b.byService[s.service]) == 0 {
+			delete(b.byService, s.service)
+		}
+		d.serviceChains[s.service] = true
+	default:
+		b.globals = change(b.globals, s)
+		d.global = true
+	}
+}
+
+// insertStep and removeStep return new lists, because published snapshots share the old ones.
+func insertStep(list []*Step, s *Step) []*Step {
+	i, _ := slices.BinarySearchFunc(list, s, func(a, b *Step) int {
+		if c := compareSteps(a, b); c != 0 {
+			return c
+		}
+		return a.level - b.level
+	})
+	return slices.Insert(slices.Clone(list), i, s)
+}
+
+func removeStep(list []*Step, s *Step) []*Step {
+	return slices.DeleteFunc(slices.Clone(list), func(x *Step) bool { return x == s })
+}
+
+func (c *Compiler) applyService(v *state.View, id state.ID, d *dirty) {
+	b, key := &c.built, id.String()
+	old := b.services[key]
+	row, ok := c.tables.services.Get(v, id)
+	switch {
+	case ok && row.Val.Enabled && old != nil:
+		old.service = buildService(row.Val)
+	case ok && row.Val.Enabled:
+		b.services[key] = &serviceState{service: buildService(row.Val), slot: b.serviceVec.alloc()}
+	case old != nil:
+		b.serviceVec.release(old.slot)
+		delete(b.services, key)
+	}
+	d.serviceChains[key] = true
+	if (old != nil) != (b.services[key] != nil) { // a disabled service takes its routes with it (Kong)
+		for r := range c.tables.routes.Scan(v, "service", key) {
+			d.routes[r.ID.String()] = true
+		}
+	}
+}
+
+func (c *Compiler) applyRoute(v *state.View, key string) {
+	b := &c.built
+	old := b.routes[key]
+	if old != nil {
+		b.edit.Remove(old.compiled)
+		delete(b.routes, key)
+	}
+	if next := c.routeState(v, key, old); next != nil {
+		b.routes[key] = next
+		b.edit.Add(next.compiled)
+	} else if old != nil {
+		b.routeVec.release(old.slot)
+	}
+}
+
+// routeState is nil for a route that is not to be served.
+func (c *Compiler) routeState(v *state.View, key string, old *routeState) *routeState {
+	b := &c.built
+	id, err := state.ParseID(key)
+	if err != nil {
+		return nil
+	}
+	row, ok := c.tables.routes.Get(v, id)
+	if !ok || !routable(row.Val) {
+		c.report("route", key, nil)
+		return nil
+	}
+	r := &routeState{service: refID(row.Val.Service)}
+	if r.service != "" && b.services[r.service] == nil {
+		return nil
+	}
+	compiled, err := router.Compile(row.Val, 0)
+	c.report("route", key, err)
+	if err != nil {
+		return nil
+	}
+	if old != nil {
+		r.slot = old.slot
+	} else {
+		r.slot = b.routeVec.alloc()
+	}
+	compiled.Slot = r.slot
+	r.compiled = compiled
+	return r
+}
+
+// rechain derives the chains that depend on what changed, and only those.
+func (b *built) rechain(d *dirty) {
+	if d.global {
+		b.global = newChain(b.globals)
+		for id := range b.byService {
+			d.serviceChains[id] = true
+		}
+	}
+	if d.global || len(d.serviceChains) > 0 {
+		for id := range b.byRoute {
+			if r := b.routes[id]; r != nil && (d.global || d.serviceChains[r.service]) {
+				d.routeChains[id] = true
+			}
+		}
+	}
+	for id := range d.serviceChains {
+		s := b.services[id]
+		if s == nil {
+			continue
+		}
+		slot := serviceSlot{service: s.service}
+		if own := b.byService[id]; len(own) > 0 {
+			slot.chain = newChain(own, b.globals)
+		}
+		b.serviceVec.set(s.slot, slot)
+	}
+	for id := range d.routeChains {
+		r := b.routes[id]
+		if r == nil {
+			continue
+		}
+		var slot routeSlot
+		if s := b.services[r.service]; s != nil {
+			slot.service = s.slot + 1
+		}
+		var own []*Step
+		for _, s := range b.byRoute[id] {
+			if s.applies(id, r.service) {
+				own = append(own, s)
+			}
+		}
+		if len(own) > 0 {
+			slot.chain = newChain(own, b.byService[r.service], b.globals)
+		}
+		b.routeVec.set(r.slot, slot)
+	}
+}

@@ -1,0 +1,313 @@
+package dataplane
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"concord/fsm/entity"
+	"concord/fsm/state"
+	"concord/proxy/plugin"
+	"concord/proxy/router"
+)
+
+// Options of New.
+type Options struct {
+	Store   *state.Store
+	Plugins []plugin.Plugin
+	Env     plugin.Env // Store and Log are filled in when nil
+	Log     *slog.Logger
+}
+
+// Stats are counters since the start. Durations are of the compilation, without waiting.
+type Stats struct {
+	Compilations uint64
+	Full         uint64 // of them, rebuilt from nothing (start, restored snapshot)
+	Last, Max    time.Duration
+	Total        time.Duration
+	Broken       int // rows that cannot be built now
+	Retired      int // old snapshots still in use
+}
+
+// Compiler follows the store and publishes snapshots. One goroutine builds; everything in built belongs to it.
+type Compiler struct {
+	store  *state.Store
+	known  map[string]plugin.Plugin
+	env    plugin.Env
+	log    *slog.Logger
+	holder *Holder
+
+	tables tables
+	cancel func()
+	wake   chan struct{}
+	stop   chan struct{}
+	done   chan struct{}
+
+	mu      sync.Mutex
+	pending pending
+	stats   Stats
+	broken  map[string]string // rows that cannot be built, with the reason
+
+	built   built
+	retired []retired
+}
+
+type tables struct {
+	services *state.Table[entity.Service]
+	routes   *state.Table[entity.Route]
+	plugins  *state.Table[entity.Plugin]
+
+	serviceNo, routeNo, pluginNo uint16
+}
+
+// pending is what committed since the last compilation, with the view that holds all of it.
+type pending struct {
+	view     *state.View
+	reset    bool
+	services map[state.ID]bool
+	routes   map[state.ID]bool
+	plugins  map[state.ID]bool
+}
+
+// retired is a replaced snapshot with the instances that the next one no longer has.
+type retired struct {
+	snapshot *Snapshot
+	closers  []plugin.Closer
+}
+
+// sweepInterval is how often it is looked whether replaced snapshots are still in use.
+const sweepInterval = 500 * time.Millisecond
+
+// New compiles the store's present content and starts following it until Close.
+func New(o Options) *Compiler {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Env.Store == nil {
+		o.Env.Store = o.Store
+	}
+	if o.Env.Log == nil {
+		o.Env.Log = o.Log
+	}
+	c := &Compiler{
+		store: o.Store, env: o.Env, log: o.Log, known: map[string]plugin.Plugin{}, broken: map[string]string{},
+		holder: &Holder{more: make(chan struct{})},
+		wake:   make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		tables: tables{
+			services: state.TableOf[entity.Service](o.Store), serviceNo: number(o.Store, "services"),
+			routes: state.TableOf[entity.Route](o.Store), routeNo: number(o.Store, "routes"),
+			plugins: state.TableOf[entity.Plugin](o.Store), pluginNo: number(o.Store, "plugins"),
+		},
+	}
+	for _, p := range o.Plugins {
+		c.known[p.Info.Name] = p
+	}
+	c.cancel = o.Store.Subscribe(c.changed)
+	c.mu.Lock()
+	if c.pending.view == nil {
+		c.pending.view = o.Store.View()
+	}
+	c.pending.reset = true
+	c.mu.Unlock()
+	c.compile()
+	go c.run()
+	return c
+}
+
+func number(s *state.Store, name string) uint16 {
+	t, ok := s.Table(name)
+	if !ok {
+		panic("dataplane: the store has no table " + name) // a mistake in the program's wiring, found when it starts
+	}
+	return t.Number()
+}
+
+// Holder gives access to the snapshots.
+func (c *Compiler) Holder() *Holder { return c.holder }
+
+// Stats returns the counters.
+func (c *Compiler) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats
+}
+
+// Close stops following the store and closes all plugin instances. No request may be under way.
+func (c *Compiler) Close(ctx context.Context) {
+	c.cancel()
+	close(c.stop)
+	<-c.done
+	for _, r := range c.retired {
+		c.closeAll(ctx, r.closers)
+	}
+	for _, p := range c.built.plugins {
+		if p.step.Closer != nil {
+			c.closeAll(ctx, []plugin.Closer{p.step.Closer})
+		}
+	}
+}
+
+// changed is called on the goroutine that applies the log: it only takes notes.
+func (c *Compiler) changed(ch state.Changes) {
+	view := c.store.View()
+	c.mu.Lock()
+	p := &c.pending
+	p.view = view
+	p.reset = p.reset || ch.Reset
+	for i := range ch.List {
+		x := &ch.List[i]
+		switch x.Table {
+		case c.tables.serviceNo:
+			note(&p.services, x.ID)
+		case c.tables.routeNo:
+			note(&p.routes, x.ID)
+		case c.tables.pluginNo:
+			note(&p.plugins, x.ID)
+		}
+	}
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func note(m *map[state.ID]bool, id state.ID) {
+	if *m == nil {
+		*m = map[state.ID]bool{}
+	}
+	(*m)[id] = true
+}
+
+func (c *Compiler) run() {
+	defer close(c.done)
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.wake:
+			c.compile()
+		case <-tick.C:
+			c.sweep()
+		case <-c.stop:
+			return
+		}
+	}
+}
+
+// compile takes what is pending, however many commits that are, and publishes one snapshot.
+func (c *Compiler) compile() {
+	c.mu.Lock()
+	p := c.pending
+	c.pending = pending{}
+	c.mu.Unlock()
+	if p.view == nil {
+		return
+	}
+	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil {
+		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
+		return
+	}
+	start := time.Now()
+	if p.reset {
+		c.built.restart()
+	}
+	closers := c.apply(&p)
+	old := c.holder.Load()
+	c.holder.publish(c.built.snapshot(p.view.Index()), p.view.Index())
+	d := time.Since(start)
+	if old != nil {
+		c.retired = append(c.retired, retired{old, closers})
+	}
+	c.mu.Lock()
+	c.stats.Compilations++
+	if p.reset {
+		c.stats.Full++
+	}
+	c.stats.Last = d
+	c.stats.Max = max(c.stats.Max, d)
+	c.stats.Total += d
+	c.stats.Broken = len(c.broken)
+	c.mu.Unlock()
+	c.sweep()
+	c.log.Debug("configuration compiled", "index", p.view.Index(), "duration", d, "full", p.reset)
+}
+
+// sweep closes the instances of replaced snapshots, oldest first: an instance is in all snapshots up to the one it
+// is retired with.
+func (c *Compiler) sweep() {
+	n := 0
+	for n < len(c.retired) && !c.retired[n].snapshot.pinned() {
+		c.closeAll(context.Background(), c.retired[n].closers)
+		n++
+	}
+	c.retired = slices.Delete(c.retired, 0, n)
+	c.mu.Lock()
+	c.stats.Retired = len(c.retired)
+	c.mu.Unlock()
+}
+
+// closeTimeout is how long one plugin instance may take to close.
+const closeTimeout = 10 * time.Second
+
+func (c *Compiler) closeAll(ctx context.Context, list []plugin.Closer) {
+	for _, x := range list {
+		one, cancel := context.WithTimeout(ctx, closeTimeout)
+		if err := x.Close(one); err != nil {
+			c.log.Warn("plugin did not close cleanly", "error", err)
+		}
+		cancel()
+	}
+}
+
+// DryBuild builds what the data plane would make of rows that are not committed yet, and throws it away.
+func (c *Compiler) DryBuild(ctx context.Context, changes []state.Change) error {
+	for _, ch := range changes {
+		switch e := ch.New.(type) {
+		case *entity.Route:
+			if e == nil || !routable(e) {
+				continue
+			}
+			if _, err := router.Compile(e, 0); err != nil {
+				return err
+			}
+		case *entity.Plugin:
+			if e == nil || !e.Enabled {
+				continue
+			}
+			s, err := buildStep(ctx, c.known, c.env, e)
+			if err != nil {
+				return err
+			}
+			if s.Closer != nil {
+				c.closeAll(ctx, []plugin.Closer{s.Closer})
+			}
+		}
+	}
+	return nil
+}
+
+// report logs what cannot be built, once per reason; a nil err says that the row is fine or gone.
+func (c *Compiler) report(kind, id string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		delete(c.broken, id)
+		return
+	}
+	if text := err.Error(); c.broken[id] != text {
+		c.broken[id] = text
+		c.log.Error("configuration: a row cannot be built", "kind", kind, "id", id, "error", text)
+	}
+}
+
+// Broken lists the rows that cannot be built, by id, with the reason. Such a route is not served; such a plugin refuses the requests
+// of its scope.
+func (c *Compiler) Broken() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.broken)
+}

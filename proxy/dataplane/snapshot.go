@@ -1,0 +1,233 @@
+// Package dataplane turns the store's rows into what a request needs: a Snapshot with the router, the services and the
+// ready-made plugin chains. A Compiler follows the store's changes and publishes the next Snapshot through a Holder.
+//
+// It does not handle requests, and knows neither the log nor the Admin API.
+package dataplane
+
+import (
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/tidwall/btree"
+
+	"concord/fsm/entity"
+	"concord/proxy/exchange"
+	"concord/proxy/plugin"
+	"concord/proxy/router"
+)
+
+// Snapshot is one compiled configuration. It never changes; versions share what is equal.
+type Snapshot struct {
+	Index uint64 // log index it was compiled from; later entries may have changed nothing of it
+
+	router    *router.Router
+	routes    vector[routeSlot]
+	services  vector[serviceSlot]
+	global    *Chain
+	consumers *btree.Map[string, []*Step] // plugins of a consumer's scope by consumer id, in running order
+
+	pins [pinShards]pinCount
+}
+
+type routeSlot struct {
+	service uint32 // slot of the service plus one, 0: none
+	chain   *Chain // nil: that of the service
+}
+
+type serviceSlot struct {
+	service *Service
+	chain   *Chain // nil: the global one
+}
+
+// Service is a compiled service.
+type Service struct {
+	Entity   *entity.Service
+	Upstream exchange.Upstream // Path is the service's own
+}
+
+// Target is where a request goes.
+type Target struct {
+	router.Match
+	Service *Service // nil: a route without service
+	Chain   *Chain
+}
+
+// Find routes a request. It allocates nothing.
+func (s *Snapshot) Find(q *router.Query) (Target, bool) {
+	m, ok := s.router.Find(q)
+	if !ok {
+		return Target{}, false
+	}
+	t := Target{Match: m, Chain: s.global}
+	r := s.routes.at(m.Route.Slot)
+	if r.service > 0 {
+		svc := s.services.at(r.service - 1)
+		t.Service = svc.service
+		if svc.chain != nil {
+			t.Chain = svc.chain
+		}
+	}
+	if r.chain != nil {
+		t.Chain = r.chain
+	}
+	return t, true
+}
+
+// Global is the chain of requests that have no route (yet).
+func (s *Snapshot) Global() *Chain { return s.global }
+
+// ConsumerSteps are the plugins configured for a consumer on any route or service; see Choose.
+func (s *Snapshot) ConsumerSteps(id string) []*Step {
+	steps, _ := s.consumers.Get(id)
+	return steps
+}
+
+// Routes is the number of route paths in the router.
+func (s *Snapshot) Routes() int { return s.router.Len() }
+
+// Step is one configured plugin. The phases its instance lacks are nil.
+type Step struct {
+	ID       string // of the plugin row
+	Name     string
+	Priority int
+	Rewriter plugin.Rewriter
+	Accessor plugin.Accessor
+	Header   plugin.HeaderFilter
+	Body     plugin.BodyFilter
+	Logger   plugin.Logger
+	Closer   plugin.Closer
+
+	route, service, consumer string // scope; "" is any
+	level                    int
+	secretParams             []string
+}
+
+// scopeLevel is Kong's precedence between several configurations of one plugin; the lowest wins.
+func scopeLevel(consumer, route, service bool) int {
+	switch {
+	case consumer && route && service:
+		return 1
+	case consumer && route:
+		return 2
+	case consumer && service:
+		return 3
+	case route && service:
+		return 4
+	case consumer:
+		return 5
+	case route:
+		return 6
+	case service:
+		return 7
+	}
+	return 8
+}
+
+// Before is the running order of a phase: higher priority first, then the name descending (Kong).
+func (s *Step) Before(o *Step) bool { return compareSteps(s, o) < 0 }
+
+func compareSteps(a, b *Step) int {
+	if a.Priority != b.Priority {
+		return b.Priority - a.Priority
+	}
+	return strings.Compare(b.Name, a.Name)
+}
+
+// applies tells whether the step's scope covers a route and a service ("" when the route has none).
+func (s *Step) applies(route, service string) bool {
+	return (s.route == "" || s.route == route) && (s.service == "" || s.service == service)
+}
+
+// Chain is the plugins of one pair of route and service, one per name, in running order.
+type Chain struct {
+	Steps        []*Step
+	SecretParams []string // query parameters that carry credentials, to be kept out of logs
+}
+
+var noChain = &Chain{}
+
+// newChain picks for every plugin name the step of the most specific scope. The lists hold applicable steps only.
+func newChain(lists ...[]*Step) *Chain {
+	var all []*Step
+	for _, l := range lists {
+		all = append(all, l...)
+	}
+	if len(all) == 0 {
+		return noChain
+	}
+	slices.SortFunc(all, func(a, b *Step) int {
+		if c := compareSteps(a, b); c != 0 {
+			return c
+		}
+		return a.level - b.level
+	})
+	all = slices.CompactFunc(all, func(a, b *Step) bool { return a.Name == b.Name && a.Priority == b.Priority })
+	c := &Chain{Steps: slices.Clip(all)}
+	for _, s := range all {
+		c.SecretParams = append(c.SecretParams, s.secretParams...)
+	}
+	slices.Sort(c.SecretParams)
+	c.SecretParams = slices.Compact(c.SecretParams)
+	return c
+}
+
+// Choose appends to dst the steps to run behind after (nil: from the start) for a known consumer: those of the chain, replaced or
+// complemented by the consumer's where these are more specific.
+func Choose(dst []*Step, chain []*Step, own []*Step, route, service string, after *Step) []*Step {
+	i, j := 0, 0
+	for i < len(chain) || j < len(own) {
+		var s *Step
+		switch {
+		case j == len(own) || i < len(chain) && compareSteps(chain[i], own[j]) < 0:
+			s = chain[i]
+			i++
+		case i == len(chain) || compareSteps(chain[i], own[j]) > 0:
+			s = bestOwn(own, &j, route, service)
+		default:
+			s = chain[i]
+			i++
+			if o := bestOwn(own, &j, route, service); o != nil && o.level < s.level {
+				s = o
+			}
+		}
+		if s != nil && (after == nil || compareSteps(after, s) < 0) {
+			dst = append(dst, s)
+		}
+	}
+	return dst
+}
+
+// bestOwn takes all steps of one name from own and returns the most specific that applies. own is sorted by level
+// within a name.
+func bestOwn(own []*Step, j *int, route, service string) *Step {
+	var best *Step
+	first := own[*j]
+	for *j < len(own) && compareSteps(own[*j], first) == 0 {
+		if best == nil && own[*j].applies(route, service) {
+			best = own[*j]
+		}
+		*j++
+	}
+	return best
+}
+
+// pinShards spreads the count of exchanges that use a snapshot over cache lines.
+const pinShards = 16
+
+type pinCount struct {
+	n atomic.Int64
+	_ [56]byte
+}
+
+// Unpin ends what Holder.Pin began; shard is the same.
+func (s *Snapshot) Unpin(shard uint64) { s.pins[shard%pinShards].n.Add(-1) }
+
+func (s *Snapshot) pinned() bool {
+	for i := range s.pins {
+		if s.pins[i].n.Load() != 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"encoding/json"
+	"errors"
+	"html"
+	"strconv"
+	"strings"
+
+	"concord/proxy/exchange"
+	"concord/proxy/plugin"
+	"concord/proxy/upstream"
+)
+
+// failure is an error of the gateway itself, answered with a templated body.
+type failure struct {
+	status  int
+	message string
+	nginx   bool // Kong leaves these to nginx, where a client without Accept gets another default
+	cause   error
+}
+
+func (f *failure) Error() string {
+	if f.cause != nil {
+		return f.message + ": " + f.cause.Error()
+	}
+	return f.message
+}
+
+func (f *failure) Unwrap() error { return f.cause }
+
+// The gateway's own errors, in Kong's words.
+var (
+	errNoRoute   = &failure{status: 404, message: "no Route matched with those values"}
+	errNoService = &failure{status: 503, message: "no Service found with those values"}
+	errLoop      = &failure{status: 508, message: "Loop detected"}
+)
+
+const unexpected = "An unexpected error occurred"
+
+// refusal is the text for a request that is no valid HTTP or too large.
+func refusal(status int) string {
+	if status == 431 {
+		return "Request header or cookie too large"
+	}
+	return plugin.Message(status)
+}
+
+// answer replaces the response by what err says.
+func (h *Handler) answer(x *exchange.Exchange, err error) {
+	x.Err = err
+	x.Proxied = false
+	p := &x.Response
+	if p.Body != nil {
+		_ = p.Body.Close()
+	}
+	if p.Tunnel != nil {
+		_ = p.Tunnel.Close()
+	}
+	head := p.Header
+	head.Reset()
+	*p = exchange.Response{Header: head}
+	switch e := err.(type) {
+	case *plugin.Exit:
+		h.exit(x, e)
+	case *failure:
+		h.template(x, e.status, e.message, e.nginx)
+	default:
+		h.stats.PluginErrors.Add(1)
+		h.log.Error("plugin failed", "error", err, "request_id", x.RequestID)
+		h.exit(x, &plugin.Exit{Status: 500, Body: unexpected})
+	}
+}
+
+// exit answers as a plugin wants it.
+func (h *Handler) exit(x *exchange.Exchange, e *plugin.Exit) {
+	p := &x.Response
+	for _, f := range e.Header {
+		p.Header.Add(f.Name, f.Value)
+	}
+	if e.Templated {
+		message, _ := e.Body.(string)
+		if message == "" {
+			message = plugin.Message(e.Status)
+		}
+		h.template(x, e.Status, message, false)
+		return
+	}
+	p.Status = e.Status
+	body := []byte{}
+	contentType := "application/json; charset=utf-8"
+	switch b := e.Body.(type) {
+	case nil:
+		contentType = ""
+	case []byte:
+		body, contentType = b, ""
+	case string:
+		body = append(appendJSON([]byte(`{"message":`), b), '}')
+	default:
+		var err error
+		if body, err = marshal(b); err != nil {
+			h.log.Error("plugin's answer is not JSON", "error", err)
+			p.Status, body = 500, []byte(`{"message":"`+unexpected+`"}`)
+		}
+	}
+	if contentType != "" && !p.Header.Has("Content-Type") {
+		p.Header.Add("Content-Type", contentType)
+	}
+	p.SetBody(body)
+}
+
+func marshal(v any) ([]byte, error) {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return []byte(strings.TrimSuffix(b.String(), "\n")), nil
+}
+
+func appendJSON(dst []byte, s string) []byte {
+	text, err := marshal(s)
+	if err != nil {
+		return strconv.AppendQuote(dst, s)
+	}
+	return append(dst, text...)
+}
+
+// mediaType is a kind of error body.
+type mediaType int
+
+const (
+	typeNone mediaType = iota
+	typeJSON
+	typeHTML
+	typePlain
+	typeXML
+)
+
+// template answers with Kong's error template in the type the client prefers.
+func (h *Handler) template(x *exchange.Exchange, status int, message string, nginx bool) {
+	p := &x.Response
+	p.Status = status
+	if isGRPC(x) {
+		p.Header.Set("Content-Type", "application/grpc")
+		p.Header.Set("grpc-status", strconv.Itoa(grpcStatus(status)))
+		p.Header.Set("grpc-message", message)
+		p.SetBody(nil)
+		return
+	}
+	b := make([]byte, 0, 256)
+	contentType := ""
+	switch h.errorType(x, nginx) {
+	case typeHTML:
+		contentType = "text/html"
+		b = append(b, "<!doctype html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n    <title>Error</title>\n  </head>\n  <body>\n    <h1>Error</h1>\n    <p>"...)
+		b = append(b, html.EscapeString(message)...)
+		b = append(b, ".</p>\n    <p>request_id: "...)
+		b = append(b, x.RequestID...)
+		b = append(b, "</p>\n  </body>\n</html>\n"...)
+	case typePlain:
+		contentType = "text/plain"
+		b = append(b, message...)
+		b = append(b, "\nrequest_id: "...)
+		b = append(b, x.RequestID...)
+		b = append(b, '\n')
+	case typeXML:
+		contentType = "application/xml"
+		b = append(b, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<error>\n  <message>"...)
+		b = append(b, html.EscapeString(message)...)
+		b = append(b, "</message>\n  <requestid>"...)
+		b = append(b, x.RequestID...)
+		b = append(b, "</requestid>\n</error>\n"...)
+	default:
+		contentType = "application/json"
+		b = append(b, "{\n  \"message\":"...)
+		b = appendJSON(b, message)
+		b = append(b, ",\n  \"request_id\":\""...)
+		b = append(b, x.RequestID...)
+		b = append(b, "\"\n}"...)
+	}
+	p.Header.Set("Content-Type", x.Concat(contentType, "; charset=utf-8"))
+	p.SetBody(b)
+}
+
+// errorType negotiates (Accept, RFC 9110 §12.5.1): the first of the highest quality wins, what is unknown is JSON.
+func (h *Handler) errorType(x *exchange.Exchange, nginx bool) mediaType {
+	head := &x.Request.Header
+	if accept, ok := head.Lookup("Accept"); ok {
+		return negotiate(accept)
+	}
+	if !nginx {
+		return typeJSON
+	}
+	if ct := head.Get("Content-Type"); ct != "" {
+		ct, _, _ = strings.Cut(ct, ";")
+		if t := knownType(strings.TrimSpace(ct)); t != typeNone {
+			return t
+		}
+	}
+	if t := knownType(h.o.ErrorDefaultType); t != typeNone {
+		return t
+	}
+	return typePlain
+}
+
+func negotiate(accept string) mediaType {
+	best, bestQ := typeJSON, 0.0
+	for item := range strings.SplitSeq(accept, ",") {
+		name, params, _ := strings.Cut(item, ";")
+		q := 1.0
+		for p := range strings.SplitSeq(params, ";") {
+			if v, ok := strings.CutPrefix(strings.TrimSpace(p), "q="); ok {
+				if f, err := strconv.ParseFloat(v, 64); err == nil {
+					q = f
+				}
+			}
+		}
+		if t := knownType(strings.TrimSpace(name)); t != typeNone && q > bestQ {
+			best, bestQ = t, q
+		}
+	}
+	return best
+}
+
+func knownType(s string) mediaType {
+	switch strings.ToLower(s) {
+	case "application/json", "application/*", "*/*":
+		return typeJSON
+	case "text/html":
+		return typeHTML
+	case "text/plain", "text/*":
+		return typePlain
+	case "application/xml":
+		return typeXML
+	}
+	return typeNone
+}
+
+// grpcStatus is Kong's table of gRPC statuses.
+func grpcStatus(http int) int {
+	switch http {
+	case 200:
+		return 0
+	case 400:
+		return 3
+	case 401:
+		return 16
+	case 403:
+		return 7
+	case 404:
+		return 5
+	case 409:
+		return 6
+	case 429:
+		return 8
+	case 499:
+		return 1
+	case 501:
+		return 12
+	case 503:
+		return 14
+	case 504:
+		return 4
+	}
+	switch http / 100 {
+	case 5:
+		return 13
+	case 4:
+		return 3
+	}
+	return 2
+}
+
+// upstreamFailed maps what went wrong with the upstream to Kong's answers.
+func (h *Handler) upstreamFailed(x *exchange.Exchange, err error) error {
+	var exit *plugin.Exit
+	if errors.As(err, &exit) { // a plugin that watches the request body ended it
+		return exit
+	}
+	f := &failure{status: 502, nginx: true, cause: err}
+	var e *upstream.Error
+	if errors.As(err, &e) {
+		f.status = e.Status()
+	}
+	f.message = plugin.Message(f.status)
+	if e != nil && e.Kind == upstream.Resolve {
+		f.message, f.nginx = "name resolution failed", false
+	}
+	h.log.Warn("upstream failed", "error", err, "status", f.status, "host", x.Upstream.Host, "port", x.Upstream.Port,
+		"tries", x.Tries, "request_id", x.RequestID)
+	return f
+}

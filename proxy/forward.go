@@ -1,0 +1,348 @@
+package proxy
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"concord/proxy/exchange"
+	"concord/proxy/plugin"
+)
+
+// identity are the headers by which upstreams learn who the client is. Only the gateway may set them, on every route.
+var identity = exchange.NewNameSet("X-Consumer-*", "X-Credential-*", "X-Authenticated-*", "X-Anonymous-Consumer",
+	"X-Userinfo", "X-Access-Token", "X-ID-Token")
+
+// trust is whom to believe about the client's address.
+type trust struct {
+	prefixes  []netip.Prefix
+	header    string
+	recursive bool
+}
+
+func newTrust(o Options) trust {
+	t := trust{header: o.RealIPHeader, recursive: o.RealIPRecursive}
+	if t.header == "" {
+		t.header = "X-Real-IP"
+	}
+	for _, p := range o.TrustedIPs {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		t.prefixes = append(t.prefixes, p.Masked())
+	}
+	return t
+}
+
+func (t *trust) has(a netip.Addr) bool {
+	for _, p := range t.prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// client finds the client's address as nginx's real_ip does: the last address of the header, or when recursive the last one that
+// is not trusted itself. What cannot be read ends the search.
+func (t *trust) client(peer netip.Addr, h *exchange.Header) netip.Addr {
+	client := peer
+	for i := len(h.Fields) - 1; i >= 0; i-- {
+		f := &h.Fields[i]
+		if !exchange.EqualFold(f.Name, t.header) {
+			continue
+		}
+		list := f.Value
+		for list != "" {
+			item := list
+			if j := strings.LastIndexByte(list, ','); j >= 0 {
+				list, item = list[:j], list[j+1:]
+			} else {
+				list = ""
+			}
+			a, ok := parseAddr(strings.Trim(item, " \t"))
+			if !ok {
+				return client
+			}
+			client = a
+			if !t.recursive || !t.has(a) {
+				return client
+			}
+		}
+	}
+	return client
+}
+
+// parseAddr reads an address, with or without a port. An IPv4 address in IPv6 form is that IPv4 address.
+func parseAddr(s string) (netip.Addr, bool) {
+	if len(s) > 64 || strings.IndexByte(s, '%') >= 0 {
+		return netip.Addr{}, false
+	}
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		s = s[1 : len(s)-1]
+	}
+	colon := strings.LastIndexByte(s, ':')
+	if colon > 0 && (s[0] == '[' || strings.IndexByte(s, ':') == colon) {
+		ap, err := netip.ParseAddrPort(s)
+		return ap.Addr().Unmap(), err == nil
+	}
+	a, err := netip.ParseAddr(s)
+	return a.Unmap(), err == nil
+}
+
+// identifyClient removes forged identities and finds the client's address.
+func (h *Handler) identifyClient(x *exchange.Exchange, r *run) {
+	x.Request.Header.DelSet(identity)
+	peer := x.Conn.Peer.Addr().Unmap()
+	x.ClientIP = peer
+	if len(h.trusted.prefixes) > 0 && h.trusted.has(peer) {
+		r.trusted = true
+		x.ClientIP = h.trusted.client(peer, &x.Request.Header)
+	}
+}
+
+// maxHops is how many gateways of this kind a request may pass. Chains of a few are legitimate, a loop is not.
+const maxHops = 10
+
+// refuseLoop stops a request that has been here too often (RFC 9110 §7.6.3).
+func (h *Handler) refuseLoop(x *exchange.Exchange) error {
+	if h.add.product == "" {
+		return nil
+	}
+	name, _, _ := strings.Cut(h.add.product, "/")
+	hops := 0
+	for i := range x.Request.Header.Fields {
+		if f := &x.Request.Header.Fields[i]; exchange.EqualFold(f.Name, "Via") {
+			hops += strings.Count(f.Value, " "+name+"/")
+		}
+	}
+	if hops >= maxHops {
+		h.stats.Loops.Add(1)
+		return errLoop
+	}
+	return nil
+}
+
+// scheme is that of the client's request, as a trusted proxy saw it.
+func (r *run) scheme(x *exchange.Exchange) string {
+	if r.trusted {
+		if v := x.Request.Header.Get("X-Forwarded-Proto"); v != "" {
+			return v
+		}
+	}
+	return x.Request.Scheme
+}
+
+// checkProtocol is what Kong does about a route's protocols after the match.
+func (h *Handler) checkProtocol(x *exchange.Exchange, r *run) error {
+	var http, https, grpc, grpcs bool
+	for _, p := range x.Route.Protocols {
+		switch p {
+		case "http":
+			http = true
+		case "https":
+			https = true
+		case "grpc":
+			grpc = true
+		case "grpcs":
+			grpcs = true
+		}
+	}
+	switch {
+	case grpc || grpcs:
+		if !isGRPC(x) {
+			return &plugin.Exit{Status: 415, Body: "Non-gRPC request matched gRPC route"}
+		}
+		if x.Request.Major < 2 {
+			return &plugin.Exit{Status: 426, Body: "Please use HTTP2 protocol", Header: []exchange.Field{{Name: "Upgrade", Value: "HTTP/2"}}}
+		}
+		if !grpc && !exchange.EqualFold(r.scheme(x), "https") {
+			return &plugin.Exit{Status: 200, Header: []exchange.Field{
+				{Name: "Content-Type", Value: "application/grpc"},
+				{Name: "grpc-status", Value: "1"}, {Name: "grpc-message", Value: "gRPC request matched gRPCs route"},
+			}}
+		}
+	case https && !http && !exchange.EqualFold(r.scheme(x), "https"):
+		if status := x.Route.HTTPSRedirectStatusCode; status != 426 && status != 0 {
+			location := "https://" + hostOnly(h.forwarded(x, r, "X-Forwarded-Host", x.Request.Host)) + x.Request.Target
+			return &plugin.Exit{Status: status, Header: []exchange.Field{{Name: "Location", Value: location}}}
+		}
+		return &plugin.Exit{
+			Status: 426, Body: "Please use HTTPS protocol",
+			Header: []exchange.Field{{Name: "Upgrade", Value: "TLS/1.2, HTTP/1.1"}},
+		}
+	}
+	return nil
+}
+
+func isGRPC(x *exchange.Exchange) bool {
+	return strings.HasPrefix(x.Request.Header.Get("Content-Type"), "application/grpc")
+}
+
+// forwarded is what a trusted peer said in a header, else own.
+func (h *Handler) forwarded(x *exchange.Exchange, r *run, name, own string) string {
+	if r.trusted {
+		if v := x.Request.Header.Get(name); v != "" {
+			return v
+		}
+	}
+	return own
+}
+
+// hostOnly drops the port.
+func hostOnly(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && strings.IndexByte(host[i:], ']') < 0 {
+		return host[:i]
+	}
+	return host
+}
+
+// The headers that the gateway writes itself.
+const (
+	fieldOther = iota
+	fieldFor
+	fieldProto
+	fieldHost
+	fieldPort
+	fieldPath
+	fieldPrefix
+	fieldRealIP
+	fieldVia
+	fieldForwarded
+	fieldRequestID
+	fieldCount
+)
+
+// fieldKind ignores case and takes '_' for '-': an alias would otherwise reach upstreams that fold both.
+func fieldKind(name string) int {
+	switch len(name) {
+	case 3:
+		if alike(name, "via") {
+			return fieldVia
+		}
+	case 9:
+		if alike(name, "x-real-ip") {
+			return fieldRealIP
+		}
+		if alike(name, "forwarded") {
+			return fieldForwarded
+		}
+	case 15:
+		if alike(name, "x-forwarded-for") {
+			return fieldFor
+		}
+	case 16:
+		switch {
+		case alike(name, "x-forwarded-host"):
+			return fieldHost
+		case alike(name, "x-forwarded-port"):
+			return fieldPort
+		case alike(name, "x-forwarded-path"):
+			return fieldPath
+		}
+	case 17:
+		if alike(name, "x-forwarded-proto") {
+			return fieldProto
+		}
+		if alike(name, "x-kong-request-id") {
+			return fieldRequestID
+		}
+	case 18:
+		if alike(name, "x-forwarded-prefix") {
+			return fieldPrefix
+		}
+	}
+	return fieldOther
+}
+
+// alike compares names of equal length.
+func alike(name, want string) bool {
+	for i := range len(want) {
+		c := name[i]
+		if c == '_' {
+			c = '-'
+		} else if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != want[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// upstreamHeaders writes the headers that tell the upstream about client and gateway. Those the client sent are replaced, unless
+// the peer is trusted; X-Forwarded-For and Via are continued in any case. Forwarded (RFC 7239) is passed on from
+// trusted peers only, for the gateway does not write it.
+func (h *Handler) upstreamHeaders(x *exchange.Exchange, r *run) {
+	var in [fieldCount]string
+	fields := x.Request.Header.Fields
+	n := 0
+	for i := range fields {
+		f := &fields[i]
+		kind := fieldKind(f.Name)
+		if kind == fieldOther || kind == fieldForwarded && r.trusted {
+			if i != n {
+				fields[n] = *f
+			}
+			n++
+			continue
+		}
+		if strings.IndexByte(f.Name, '_') >= 0 {
+			continue
+		}
+		if in[kind] == "" {
+			in[kind] = f.Value
+		} else if kind == fieldFor || kind == fieldVia {
+			in[kind] = x.Concat(in[kind], ", ", f.Value)
+		}
+	}
+	fields = fields[:n]
+	add := func(name, value string) { fields = append(fields, exchange.Field{Name: name, Value: value}) }
+	pick := func(kind int, own string) string {
+		if r.trusted && in[kind] != "" {
+			return in[kind]
+		}
+		return own
+	}
+
+	client := x.Keep(x.ClientIP.AppendTo(x.Scratch()))
+	if in[fieldFor] == "" {
+		add("X-Forwarded-For", client)
+	} else {
+		peer := client
+		if a := x.Conn.Peer.Addr().Unmap(); a != x.ClientIP {
+			peer = x.Keep(a.AppendTo(x.Scratch()))
+		}
+		add("X-Forwarded-For", x.Concat(in[fieldFor], ", ", peer))
+	}
+	add("X-Forwarded-Proto", pick(fieldProto, x.Request.Scheme))
+	add("X-Forwarded-Host", pick(fieldHost, hostOnly(x.Request.Host)))
+	if p := pick(fieldPort, ""); p != "" {
+		add("X-Forwarded-Port", p)
+	} else {
+		add("X-Forwarded-Port", x.Keep(strconv.AppendUint(x.Scratch(), uint64(x.Conn.Local.Port()), 10)))
+	}
+	path, _, _ := strings.Cut(x.Request.Target, "?")
+	add("X-Forwarded-Path", pick(fieldPath, path))
+	own := r.prefix
+	if own == "/" {
+		own = ""
+	}
+	if p := pick(fieldPrefix, own); p != "" {
+		add("X-Forwarded-Prefix", p)
+	}
+	add("X-Real-IP", client)
+	if via := h.add.via[min(x.Request.Major, 2)][x.Request.Minor&1]; via != "" {
+		if in[fieldVia] != "" {
+			via = x.Concat(in[fieldVia], ", ", via)
+		}
+		add("Via", via)
+	} else if in[fieldVia] != "" {
+		add("Via", in[fieldVia])
+	}
+	if h.add.requestIDUp {
+		add("X-Kong-Request-Id", x.RequestID)
+	}
+	x.Request.Header.Fields = fields
+}

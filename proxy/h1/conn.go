@@ -1,0 +1,423 @@
+package h1
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"concord/proxy/exchange"
+)
+
+// verdict is what is to happen with a connection after its buffered bytes were looked at.
+type verdict uint8
+
+const (
+	more  verdict = iota // wait for bytes
+	leave                // a request must be served outside the RawConn callback: it reads from the client while it runs
+	quit                 // close
+)
+
+// conn is one client connection. It is small; what a request needs is in work, which a parked connection does not hold.
+type conn struct {
+	wire
+	s        *Server
+	info     exchange.Conn
+	w        *work
+	readable func(fd uintptr) bool // onReadable, bound once
+	verdict  verdict
+	err      error
+	armed    time.Duration // read deadline while parked
+	headBy   time.Time     // when the head must be complete that has begun to arrive; zero: none has
+	linger   bool          // the client may still be sending: do not reset what it has not read yet
+	last     bool          // draining: one more look, then close
+	idle     atomic.Bool
+}
+
+// work is the memory of a connection that has something to do.
+type work struct {
+	x       exchange.Exchange
+	f       framing
+	c       *conn
+	in      []byte // in[r:e] is unread
+	r, e    int
+	scanned int  // of an incomplete head
+	blank   bool // an empty line before the request line was skipped
+	ready   bool // a request is parsed and waits to be served
+	body    bodyReader
+	out     []byte
+	fd      int // of the running RawConn callback, or -1
+
+	inform func(int, *exchange.Header) error // sendInformational, bound once
+	// With Expect: 100-continue the request body may be read by another goroutine than the one that writes the answer.
+	continueMu sync.Mutex
+	answered   bool
+}
+
+func newWork() *work {
+	w := &work{in: make([]byte, smallBuffer), out: make([]byte, 0, smallBuffer)}
+	w.inform = w.sendInformational
+	return w
+}
+
+func (c *conn) take() {
+	if c.w == nil {
+		c.w = c.s.works.Get().(*work)
+		c.w.c, c.w.fd = c, -1
+	}
+}
+
+func (c *conn) putBack() {
+	if w := c.w; w != nil {
+		c.w, w.c = nil, nil
+		w.r, w.e, w.scanned, w.blank, w.ready = 0, 0, 0, false, false
+		if len(w.in) > smallBuffer {
+			w.in = make([]byte, smallBuffer)
+		}
+		c.s.works.Put(w)
+	}
+}
+
+func (c *conn) serve(initial []byte) {
+	v := more
+	if len(initial) > 0 {
+		c.take()
+		if len(initial) > len(c.w.in) {
+			c.w.in = make([]byte, len(initial))
+		}
+		c.w.e = copy(c.w.in, initial)
+		v = c.advance(-1)
+	}
+	if v != quit {
+		if c.raw != nil {
+			c.readable = c.onReadable
+			c.serveRaw()
+		} else {
+			c.servePlain()
+		}
+	}
+	if c.linger {
+		c.lingerClose()
+	}
+	c.putBack()
+}
+
+// serveRaw runs the connection inside RawConn.Read. Readiness is edge-triggered and sticky there: after a read that did
+// not fill the buffer nothing is left, so the callback parks without asking the kernel again.
+func (c *conn) serveRaw() {
+	for {
+		c.verdict = quit
+		if err := c.raw.Read(c.readable); err != nil {
+			if c.awake() {
+				continue
+			}
+			return
+		}
+		if c.verdict == leave && c.exchange(-1) && c.advance(-1) == more {
+			continue
+		}
+		return
+	}
+}
+
+func (c *conn) onReadable(fd uintptr) bool {
+	if c.armed != 0 {
+		late := c.disarmRead(c.armed)
+		c.armed = 0
+		if late {
+			c.verdict = quit
+			return true
+		}
+	}
+	c.idle.Store(false)
+	c.take()
+	for {
+		w := c.w
+		room := w.in[w.e:]
+		n, ok, err := rawRead(int(fd), room)
+		if err != nil || !ok && c.last {
+			c.verdict = quit
+			return true
+		}
+		if !ok {
+			c.park()
+			return false
+		}
+		w.e += n
+		c.verdict = c.advance(int(fd))
+		if c.verdict != more {
+			return true
+		}
+		// A short read has emptied the socket, but the end of the stream may have come with the bytes, and it will not be
+		// announced again: look for it where it is likely, after the first request or a part of one.
+		if n == len(room) || c.info.Requests <= 1 || c.w.r < c.w.e {
+			continue
+		}
+		c.park()
+		return false
+	}
+}
+
+// park prepares for waiting: the memory goes back unless a part of a head is in it.
+func (c *conn) park() {
+	if c.w != nil && c.w.r < c.w.e {
+		if c.headBy.IsZero() {
+			c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
+		}
+		c.armed = max(time.Until(c.headBy), time.Millisecond)
+		c.armRead(c.armed)
+		return
+	}
+	c.putBack()
+	c.armed = c.s.o.IdleTimeout
+	c.armRead(c.armed)
+	c.idle.Store(true)
+}
+
+// awake handles a wait that was interrupted. It tells whether to look at the connection again.
+func (c *conn) awake() bool {
+	partial := c.w != nil && c.w.r < c.w.e
+	if !partial && c.s.draining.Load() && !c.last {
+		// A request may have arrived in the same moment: it is still answered.
+		c.last = true
+		c.disarmRead(c.armed)
+		c.armed = 0
+		_ = c.nc.SetReadDeadline(time.Time{})
+		return true
+	}
+	if partial && !c.headBy.IsZero() {
+		c.refuse(-1, errHeaderTime)
+	}
+	return false
+}
+
+// servePlain is the same loop over net.Conn.
+func (c *conn) servePlain() {
+	for {
+		c.take()
+		w := c.w
+		d := c.s.o.IdleTimeout
+		if w.r < w.e {
+			d = c.s.o.HeaderTimeout
+		} else {
+			c.idle.Store(true)
+		}
+		start := time.Now()
+		for {
+			n, err := c.read(w.in[w.e:], d)
+			c.idle.Store(false)
+			if n == 0 && err != nil {
+				if isTimeout(err) && w.r < w.e {
+					c.refuse(-1, errHeaderTime)
+				}
+				return
+			}
+			w.e += n
+			if c.advance(-1) == quit {
+				return
+			}
+			if w = c.w; w.r == w.e {
+				break
+			}
+			if d = c.s.o.HeaderTimeout - time.Since(start); d <= 0 {
+				c.refuse(-1, errHeaderTime)
+				return
+			}
+		}
+	}
+}
+
+// advance serves all complete requests that are buffered. fd is the socket inside a RawConn callback, -1 outside.
+func (c *conn) advance(fd int) verdict {
+	w := c.w
+	for {
+		in := w.in[w.r:w.e]
+		if len(in) == 0 {
+			w.r, w.e = 0, 0
+			return more
+		}
+		if in[0] == '\r' && !w.blank && w.scanned == 0 {
+			// RFC 9112 §2.2: one empty line before the request line is ignored.
+			if len(in) > 1 && in[1] == '\n' {
+				w.r += 2
+				w.blank = true
+				continue
+			}
+			if len(in) == 1 {
+				c.room()
+				return more
+			}
+		}
+		if w.scanned > 0 && len(in) < c.s.o.Limits.TargetBytes && !headComplete(in, w.scanned) {
+			w.scanned = len(in)
+			c.room()
+			return more
+		}
+		n, err := parseRequest(in, &c.s.o.Limits, &w.x.Request, &w.f)
+		if err == nil && n > 0 && w.x.Request.Path != "*" {
+			w.x.Request.Path, err = w.x.NormalizePath(w.x.Request.Path)
+			if err != nil {
+				err = &Fault{400, "RFC 3986 §6.2.2", err.Error()}
+			}
+		}
+		if err != nil {
+			c.refuse(fd, err)
+			return quit
+		}
+		if n == 0 {
+			w.scanned = len(in)
+			c.room()
+			return more
+		}
+		w.scanned, w.blank, c.headBy = 0, false, time.Time{}
+		w.r += n
+		r := &w.x.Request
+		if fd >= 0 && (r.Length < 0 || r.Length > int64(w.e-w.r) || r.Upgrade != "") {
+			w.ready = true
+			return leave
+		}
+		if !c.exchangeOn(fd) {
+			return quit
+		}
+		w = c.w
+	}
+}
+
+// room makes space behind an incomplete head.
+func (c *conn) room() {
+	w := c.w
+	if w.e < len(w.in) {
+		return
+	}
+	if w.r > 0 {
+		w.e = copy(w.in, w.in[w.r:w.e])
+		w.r = 0
+		return
+	}
+	bigger := make([]byte, 2*len(w.in))
+	w.e = copy(bigger, w.in[:w.e])
+	w.in = bigger
+}
+
+func (c *conn) exchange(fd int) bool {
+	c.idle.Store(false)
+	return c.w != nil && c.w.ready && c.exchangeOn(fd)
+}
+
+// exchangeOn serves the request whose head was parsed and tells whether the connection goes on.
+func (c *conn) exchangeOn(fd int) bool {
+	w, x := c.w, &c.w.x
+	w.ready, w.fd, w.answered = false, fd, false
+	c.info.Requests++
+	x.Conn = c.info
+	x.Start = time.Now()
+	x.Request.Scheme = "http"
+	if c.info.TLS != nil {
+		x.Request.Scheme = "https"
+	}
+	x.Informational = w.inform
+	streamed := false
+	switch n := x.Request.Length; {
+	case n == 0:
+		x.Request.Body = nil
+	case n > 0 && n <= int64(w.e-w.r):
+		x.Request.SetBody(w.in[w.r : w.r+int(n)])
+		x.Request.Expect100 = false
+		w.r += int(n)
+	default:
+		streamed = true
+		mode := uint8(bodyLength)
+		if n < 0 {
+			mode = bodyChunked
+		}
+		w.body.start(&c.wire, w.in, w.r, w.e, mode, n, &x.Request.Trailer, c.s.o.BodyTimeout)
+		if x.Request.Expect100 {
+			w.body.before = w.sendContinue
+		}
+		x.Request.Body = &w.body
+	}
+	c.s.o.Handler.Serve(x)
+	keep := c.respond(streamed)
+	c.s.o.Handler.Finish(x)
+	if streamed {
+		keep = c.afterBody() && keep
+	}
+	if !keep && (w.r < w.e || streamed && !w.body.complete()) {
+		c.linger = c.err == nil
+	}
+	if streamed {
+		w.body.release()
+	}
+	w.fd = -1
+	x.Reset()
+	return keep
+}
+
+// afterBody takes over the bytes behind a request body that was read from the connection.
+func (c *conn) afterBody() bool {
+	w, b := c.w, &c.w.body
+	if !b.complete() {
+		return false
+	}
+	if b.closed.Load() {
+		_ = c.nc.SetReadDeadline(time.Time{}) // closed after its end: no reason to part
+	}
+	rest := b.buf[b.r:b.e]
+	if b.own == nil {
+		w.r = b.r
+		return true
+	}
+	if len(rest) > len(w.in) {
+		w.in = make([]byte, len(rest))
+	}
+	w.r, w.e = 0, copy(w.in, rest)
+	return true
+}
+
+// refuse answers a request that is not one, and ends the connection.
+func (c *conn) refuse(fd int, reason error) {
+	c.take()
+	w, x := c.w, &c.w.x
+	status := 400
+	var f *Fault
+	if errors.As(reason, &f) {
+		status = f.Status
+	}
+	c.info.Requests++
+	x.Request.Length, x.Request.Body = 0, nil
+	x.Conn, x.Start, x.Err = c.info, time.Now(), reason
+	x.Request.Scheme = "http"
+	if c.info.TLS != nil {
+		x.Request.Scheme = "https"
+	}
+	w.f = framing{close: true}
+	w.fd, w.answered = fd, false
+	c.s.o.Refuse(x, status, reason)
+	c.respond(false)
+	c.linger = c.err == nil
+	w.fd = -1
+	w.r, w.e = 0, 0
+	x.Reset()
+}
+
+// Lingering: how much and how long a client may still send after the last answer, so that the kernel does not reset the
+// connection before the answer was read.
+const (
+	lingerBytes = 1 << 20
+	lingerTime  = 2 * time.Second
+)
+
+func (c *conn) lingerClose() {
+	if cw, ok := c.nc.(interface{ CloseWrite() error }); !ok || cw.CloseWrite() != nil {
+		return
+	}
+	c.take()
+	_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+	for n := 0; n < lingerBytes; {
+		k, err := c.nc.Read(c.w.in)
+		if err != nil {
+			return
+		}
+		n += k
+	}
+}

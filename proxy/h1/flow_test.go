@@ -1,0 +1,653 @@
+package h1_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"concord/proxy/exchange"
+	"concord/proxy/h1"
+	"concord/proxy/upstream"
+)
+
+// answers is an upstream that writes fixed bytes after each request head and body, then goes on or closes.
+func answers(raw string, goOn bool) func(net.Conn, *http.Request, int) bool {
+	return func(c net.Conn, _ *http.Request, _ int) bool {
+		_, err := io.WriteString(c, raw)
+		return err == nil && goOn
+	}
+}
+
+func get(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: a\r\n\r\n" }
+
+const getClose = "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+// TestBadUpstream: S22 and relatives. The client gets a 502, or a response that ends visibly short; the connection to the
+// upstream is never used again.
+func TestBadUpstream(t *testing.T) {
+	tests := []struct {
+		name, raw string
+		goOn      bool
+		status    int
+		cut       bool // the body ends early
+	}{
+		{name: "garbage", raw: "garbage\r\n\r\n", status: 502},
+		{name: "length and chunked", raw: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", goOn: true, status: 502},
+		{name: "two lengths", raw: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokk", goOn: true, status: 502},
+		{name: "unknown coding", raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", goOn: true, status: 502},
+		{name: "bare LF", raw: "HTTP/1.1 200 OK\nContent-Length: 0\n\n", goOn: true, status: 502},
+		{name: "control character", raw: "HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n", goOn: true, status: 502},
+		{name: "HTTP/2", raw: "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", goOn: true, status: 502},
+		{name: "status 99", raw: "HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", goOn: true, status: 502},
+		{name: "1 MB head", raw: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 1<<20) + "\r\n\r\n", goOn: true, status: 502},
+		{name: "1xx flood", raw: strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 1000), goOn: true, status: 502},
+		{name: "100 flood", raw: strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 1000), goOn: true, status: 502},
+		{name: "101 not asked for", raw: "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", goOn: true, status: 502},
+		{name: "closed without answer", raw: "", status: 502},
+		{name: "closed within the head", raw: "HTTP/1.1 200 OK\r\nContent-Le", status: 502},
+		{name: "body shorter than its length", raw: "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort", status: 200, cut: true},
+		{name: "broken chunk", raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n", goOn: true, status: 200, cut: true},
+		{name: "closed within a chunk", raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc", status: 200, cut: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder(t, answers(tt.raw, tt.goOn))
+			addr, _, _ := start(t, rec.ln.Addr(), nil)
+			for i := range 2 {
+				c := dial(t, addr)
+				fmt.Fprint(c, getClose)
+				br := bufio.NewReader(c)
+				resp, err := http.ReadResponse(br, nil)
+				for err == nil && resp.StatusCode < 200 { // early hints on the way
+					resp, err = http.ReadResponse(br, nil)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = io.ReadAll(resp.Body)
+				if resp.StatusCode != tt.status || (err != nil) != tt.cut {
+					t.Errorf("got %d, body error %v", resp.StatusCode, err)
+				}
+				if n := rec.connections(); n != i+1 {
+					t.Errorf("%d upstream connections after %d requests", n, i+1)
+				}
+			}
+		})
+	}
+}
+
+// TestUpstreamSpeaksOutOfTurn: a second response must never answer the next request.
+func TestUpstreamSpeaksOutOfTurn(t *testing.T) {
+	ok := "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
+	t.Run("S22 in the same packet", func(t *testing.T) {
+		rec := newRecorder(t, answers(ok+"good"+ok+"evil", true))
+		addr, _, _ := start(t, rec.ln.Addr(), nil)
+		_, bodies := statuses(t, talk(t, addr, get("/1")+get("/2")+getClose))
+		if fmt.Sprint(bodies) != "[good good good]" {
+			t.Errorf("got %q", bodies)
+		}
+	})
+	t.Run("S22 later", func(t *testing.T) {
+		evil := make(chan struct{})
+		rec := newRecorder(t, func(c net.Conn, _ *http.Request, n int) bool {
+			fmt.Fprint(c, ok+"good")
+			if n == 0 {
+				go func() {
+					<-evil
+					fmt.Fprint(c, ok+"evil")
+				}()
+			}
+			return true
+		})
+		addr, _, _ := start(t, rec.ln.Addr(), nil)
+		c := dial(t, addr)
+		br := bufio.NewReader(c)
+		for i := range 3 {
+			fmt.Fprint(c, get("/"))
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, _ := io.ReadAll(resp.Body); string(b) != "good" {
+				t.Errorf("request %d: got %q", i, b)
+			}
+			if i == 0 {
+				close(evil)
+				time.Sleep(50 * time.Millisecond) // let it arrive
+			}
+		}
+	})
+}
+
+// TestResponses checks what the client sees for correct but unusual answers.
+func TestResponses(t *testing.T) {
+	tests := []struct {
+		name, request, answer string
+		closes                bool // the upstream closes after the answer
+		has, not              []string
+		end                   string
+	}{
+		{name: "chunked", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+			has: []string{"Transfer-Encoding: chunked\r\n"}, not: []string{"Content-Length"}, end: "\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"},
+		{name: "chunked to HTTP/1.0", request: "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+			has: []string{"Connection: close\r\n"}, not: []string{"chunked"}, end: "\r\n\r\nabc"},
+		{name: "until the end", closes: true, answer: "HTTP/1.1 200 OK\r\n\r\nabc", has: []string{"Transfer-Encoding: chunked\r\n"}, end: "3\r\nabc\r\n0\r\n\r\n"},
+		{name: "HTTP/1.0 upstream", closes: true, answer: "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", has: []string{"HTTP/1.1 200 OK\r\n"}, end: "\r\n\r\nabc"},
+		{name: "204", answer: "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", not: []string{"Content-Length", "chunked"}, end: "\r\n\r\n"},
+		{name: "304 keeps its length", answer: "HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n", has: []string{"Content-Length: 77\r\n"}, end: "\r\n\r\n"},
+		{name: "HEAD keeps its length", request: "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", answer: "HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n",
+			has: []string{"Content-Length: 77\r\n"}, end: "\r\n\r\n"},
+		{name: "HEAD of a chunked answer", request: "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+			not: []string{"Content-Length"}, end: "\r\n\r\n"},
+		{name: "early hints", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+			has: []string{"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"}, not: []string{"100 Continue"}, end: "x"},
+		{name: "early hints and HTTP/1.0", request: "GET / HTTP/1.0\r\n\r\n", answer: "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+			not: []string{"103"}, end: "x"},
+		{name: "hop by hop", answer: "HTTP/1.1 200 OK\r\nConnection: X-Drop, close\r\nKeep-Alive: timeout=1\r\nX-Drop: 1\r\nUpgrade: h2c\r\nProxy-Authenticate: y\r\nTrailer: z\r\nContent-Length: 0\r\nDate: now\r\n\r\n",
+			has: []string{"Date: now\r\n"}, not: []string{"X-Drop", "timeout", "Upgrade", "Proxy-", "Trailer"}, end: "\r\n\r\n"},
+		{name: "own reason", answer: "HTTP/1.1 299 Fine By Me\r\nContent-Length: 0\r\n\r\n", has: []string{"HTTP/1.1 299 Fine By Me\r\n"}, end: "\r\n\r\n"},
+		{name: "no reason", answer: "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", has: []string{"HTTP/1.1 200 OK\r\n"}, end: "\r\n\r\n"},
+		{name: "trailers asked for", request: "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n",
+			answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nSum: 1\r\nContent-Length: 9\r\n\r\n", not: []string{"Content-Length"}, end: "0\r\nSum: 1\r\n\r\n"},
+		{name: "trailers not asked for", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nSum: 1\r\n\r\n", not: []string{"Sum"}, end: "0\r\n\r\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			rec := newRecorder(t, answers(tt.answer, !tt.closes))
+			addr, _, _ := start(t, rec.ln.Addr(), nil)
+			if tt.request == "" {
+				tt.request = getClose
+			}
+			got := talk(t, addr, tt.request)
+			for _, s := range tt.has {
+				if !strings.Contains(got, s) {
+					t.Errorf("no %q in %q", s, got)
+				}
+			}
+			for _, s := range tt.not {
+				if strings.Contains(got, s) {
+					t.Errorf("%q in %q", s, got)
+				}
+			}
+			if !strings.HasSuffix(got, tt.end) {
+				t.Errorf("%q does not end in %q", got, tt.end)
+			}
+		})
+	}
+}
+
+func TestPipelining(t *testing.T) {
+	const n = 1000
+	rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+		_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.RequestURI), r.RequestURI)
+		return err == nil
+	})
+	addr, _, _ := start(t, rec.ln.Addr(), nil)
+	var all strings.Builder
+	for i := range n {
+		switch i % 3 {
+		case 0:
+			fmt.Fprintf(&all, "GET /%d HTTP/1.1\r\nHost: a\r\n\r\n", i)
+		case 1:
+			fmt.Fprintf(&all, "POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /", i)
+		case 2:
+			fmt.Fprintf(&all, "POST /%d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nGET /\r\n0\r\n\r\n", i)
+		}
+	}
+	all.WriteString(getClose)
+	_, bodies := statuses(t, talk(t, addr, all.String()))
+	if len(bodies) != n+1 {
+		t.Fatalf("%d answers", len(bodies))
+	}
+	for i, b := range bodies[:n] {
+		if b != fmt.Sprintf("/%d", i) {
+			t.Fatalf("answer %d is %q", i, b)
+		}
+	}
+}
+
+func TestExpect(t *testing.T) {
+	read := func(t *testing.T, c net.Conn, want string) {
+		t.Helper()
+		buf := make([]byte, len(want))
+		if _, err := io.ReadFull(c, buf); err != nil || string(buf) != want {
+			t.Fatalf("got %q, %v, want %q", buf, err, want)
+		}
+	}
+	post := "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+	t.Run("body after 100", func(t *testing.T) {
+		rec := newRecorder(t, nil)
+		addr, _, _ := start(t, rec.ln.Addr(), nil)
+		c := dial(t, addr)
+		fmt.Fprint(c, post)
+		read(t, c, "HTTP/1.1 100 Continue\r\n\r\n")
+		fmt.Fprint(c, "hello"+getClose)
+		rest, _ := io.ReadAll(c)
+		if codes, _ := statuses(t, string(rest)); fmt.Sprint(codes) != "[200 200]" {
+			t.Errorf("got %q", rest)
+		}
+		if b := rec.bytes(); strings.Contains(b, "Expect") || !strings.Contains(b, "\r\n\r\nhello") {
+			t.Errorf("the upstream received %q", b)
+		}
+	})
+	t.Run("no 100 when the body is not read", func(t *testing.T) {
+		rec := newRecorder(t, nil)
+		addr, _, _ := start(t, rec.ln.Addr(), func(o *h1.Options, _ *upstream.Options, p *plain) {
+			o.Handler = fixed(401, "no")
+		})
+		c := dial(t, addr)
+		fmt.Fprint(c, post)
+		got, _ := io.ReadAll(c)
+		if codes, _ := statuses(t, string(got)); fmt.Sprint(codes) != "[401]" || strings.Contains(string(got), "100 Continue") {
+			t.Errorf("got %q", got)
+		}
+		if rec.bytes() != "" {
+			t.Error("the upstream received something")
+		}
+	})
+	t.Run("S21 then nothing", func(t *testing.T) {
+		rec := newRecorder(t, nil)
+		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, _ *upstream.Options, p *plain) { o.BodyTimeout = 200 * time.Millisecond })
+		c := dial(t, addr)
+		fmt.Fprint(c, post)
+		got, _ := io.ReadAll(c)
+		if !strings.HasPrefix(string(got), "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 408 ") {
+			t.Errorf("got %q", got)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+// fixed answers everything itself.
+type fixedHandler struct {
+	status int
+	body   string
+}
+
+func fixed(status int, body string) exchange.Handler { return &fixedHandler{status, body} }
+
+func (f *fixedHandler) Serve(x *exchange.Exchange) {
+	x.Response.Status = f.status
+	x.Response.SetBody([]byte(f.body))
+}
+func (f *fixedHandler) Finish(*exchange.Exchange) {}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("it did not happen")
+}
+
+func TestUpgrade(t *testing.T) {
+	ask := "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n\r\n"
+	t.Run("tunnel", func(t *testing.T) {
+		rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+			if r.Header.Get("Upgrade") != "websocket" || r.Header.Get("Connection") != "keep-alive, Upgrade" {
+				t.Errorf("got %v", r.Header)
+			}
+			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s\r\n\r\nhello ")
+			return false
+		})
+		rec.answer = func(c net.Conn, r *http.Request, _ int) bool {
+			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s\r\n\r\nhello ")
+			_, _ = io.Copy(c, c)
+			return false
+		}
+		addr, s, _ := start(t, rec.ln.Addr(), nil)
+		c := dial(t, addr)
+		fmt.Fprint(c, ask+"early ")
+		br := bufio.NewReader(c)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil || resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s" || resp.Header.Get("Upgrade") != "websocket" {
+			t.Fatal(resp, err)
+		}
+		data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+		go func() {
+			_, _ = c.Write(data)
+			_ = c.CloseWrite()
+		}()
+		got, err := io.ReadAll(br)
+		if err != nil || !bytes.HasPrefix(got, []byte("hello early ")) && !bytes.Contains(got, []byte("early ")) || len(got) != len("hello early ")+len(data) {
+			t.Errorf("%v, %d bytes, %.20q", err, len(got), got)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+	t.Run("S15 refused", func(t *testing.T) {
+		rec := newRecorder(t, nil)
+		addr, _, _ := start(t, rec.ln.Addr(), nil)
+		got := talk(t, addr, ask+"GET /admin HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n")
+		if codes, _ := statuses(t, got); fmt.Sprint(codes) != "[200 200]" {
+			t.Errorf("got %q", got)
+		}
+		// The second request was served as one of its own, on another connection.
+		if fmt.Sprint(rec.requests()) != "[GET /ws a GET /admin b]" || rec.connections() != 2 {
+			t.Errorf("%v on %d connections", rec.requests(), rec.connections())
+		}
+	})
+	t.Run("idle", func(t *testing.T) {
+		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+			_, _ = io.Copy(io.Discard, c)
+			return false
+		})
+		addr, s, _ := start(t, rec.ln.Addr(), func(_ *h1.Options, _ *upstream.Options, p *plain) {
+			p.edit = func(x *exchange.Exchange) { x.Upstream.ReadTimeout = 100 * time.Millisecond }
+		})
+		c := dial(t, addr)
+		fmt.Fprint(c, ask)
+		if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 101 ") {
+			t.Errorf("%q %v", got, err)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+// TestLargeBodies sends 64 MB each way and watches the memory.
+func TestLargeBodies(t *testing.T) {
+	const size = 64 << 20
+	piece := bytes.Repeat([]byte("0123456789abcdef"), 4096)
+	want := sha256.New()
+	for range size / len(piece) {
+		want.Write(piece)
+	}
+	for _, chunked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("chunked=%t", chunked), func(t *testing.T) {
+			sums := make(chan string, 1)
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				h := sha256.New()
+				_, _ = io.Copy(h, r.Body)
+				sums <- fmt.Sprintf("%x", h.Sum(nil))
+				if !chunked {
+					w.Header().Set("Content-Length", fmt.Sprint(size))
+				}
+				for range size / len(piece) {
+					_, _ = w.Write(piece)
+				}
+			})}
+			ln := listen(t)
+			go func() { _ = srv.Serve(ln) }()
+			defer srv.Close()
+			addr, _, _ := start(t, ln.Addr(), nil)
+			pr, pw := io.Pipe()
+			go func() {
+				for range size / len(piece) {
+					_, _ = pw.Write(piece)
+				}
+				_ = pw.Close()
+			}()
+			req, _ := http.NewRequest("POST", "http://"+addr+"/", pr)
+			if !chunked {
+				req.ContentLength = size
+			}
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := sha256.New()
+			n, err := io.Copy(h, resp.Body)
+			if err != nil || n != size {
+				t.Fatalf("%d bytes, %v", n, err)
+			}
+			runtime.ReadMemStats(&after)
+			if sum := fmt.Sprintf("%x", want.Sum(nil)); sum != <-sums || sum != fmt.Sprintf("%x", h.Sum(nil)) {
+				t.Error("the bytes differ")
+			}
+			if used := after.TotalAlloc - before.TotalAlloc; used > 16<<20 {
+				t.Errorf("%d bytes allocated on the way", used)
+			}
+			http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		})
+	}
+}
+
+// TestEarlyAnswer: the upstream refuses an upload at once; the client must see that although it has not sent everything.
+func TestEarlyAnswer(t *testing.T) {
+	ln := listen(t)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				buf := make([]byte, 1024)
+				_, _ = c.Read(buf)
+				fmt.Fprint(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig")
+				time.Sleep(10 * time.Second) // and never reads on
+				_ = c.Close()
+			}()
+		}
+	}()
+	addr, s, _ := start(t, ln.Addr(), nil)
+	c := dial(t, addr)
+	fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+	go func() {
+		junk := make([]byte, 1<<16)
+		for {
+			if _, err := c.Write(junk); err != nil {
+				return
+			}
+		}
+	}()
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != 413 || string(b) != "big" || err != nil || !resp.Close {
+		t.Errorf("got %d %q %v", resp.StatusCode, b, err)
+	}
+	waitFor(t, func() bool { return s.Conns() == 0 })
+}
+
+// TestFullDuplex: the upstream answers while the request is still coming.
+func TestFullDuplex(t *testing.T) {
+	ln := listen(t)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		br := bufio.NewReader(c)
+		req, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+		buf := make([]byte, 100)
+		for {
+			n, err := req.Body.Read(buf)
+			if n > 0 {
+				fmt.Fprintf(c, "%x\r\n%s\r\n", n, buf[:n])
+			}
+			if err != nil {
+				fmt.Fprint(c, "0\r\n\r\n")
+				return
+			}
+		}
+	}()
+	addr, _, _ := start(t, ln.Addr(), nil)
+	c := dial(t, addr)
+	fmt.Fprint(c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{"one", "two", "three"} {
+		fmt.Fprintf(c, "%x\r\n%s\r\n", len(s), s)
+		buf := make([]byte, len(s))
+		if _, err := io.ReadFull(resp.Body, buf); err != nil || string(buf) != s {
+			t.Fatalf("got %q, %v", buf, err)
+		}
+	}
+	fmt.Fprint(c, "0\r\n\r\n")
+	if b, err := io.ReadAll(resp.Body); len(b) != 0 || err != nil {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+		time.Sleep(20 * time.Millisecond)
+		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		return err == nil
+	})
+	addr, s, _ := start(t, rec.ln.Addr(), nil)
+	c := dial(t, addr)
+	fmt.Fprint(c, get("/"))
+	_ = c.CloseWrite()
+	got, err := io.ReadAll(c) // the end, not a timeout
+	if err != nil || !strings.HasSuffix(string(got), "\r\n\r\nok") {
+		t.Errorf("%q %v", got, err)
+	}
+	waitFor(t, func() bool { return s.Conns() == 0 })
+}
+
+func TestTimeouts(t *testing.T) {
+	short := func(o *h1.Options, _ *upstream.Options, _ *plain) {
+		o.HeaderTimeout, o.BodyTimeout, o.IdleTimeout = 150*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond
+	}
+	rec := newRecorder(t, nil)
+	tests := []struct{ name, send, want string }{
+		{"nothing", "", ""},
+		{"D1 slow header", "GET / HTTP/1.1\r\nHo", "HTTP/1.1 408 "},
+		{"D1 slow body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhal", "HTTP/1.1 408 "},
+		{"D1 slow chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", "HTTP/1.1 408 "},
+		{"idle after a request", get("/"), "HTTP/1.1 200 "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			addr, s, _ := start(t, rec.ln.Addr(), short)
+			c := dial(t, addr)
+			fmt.Fprint(c, tt.send)
+			got, err := io.ReadAll(c)
+			if err != nil || !strings.HasPrefix(string(got), tt.want) || tt.want == "" && len(got) > 0 {
+				t.Errorf("%q, %v", got, err)
+			}
+			waitFor(t, func() bool { return s.Conns() == 0 })
+		})
+	}
+	t.Run("D1 drip", func(t *testing.T) {
+		t.Parallel()
+		addr, s, _ := start(t, rec.ln.Addr(), short)
+		c := dial(t, addr)
+		go func() {
+			for {
+				if _, err := fmt.Fprint(c, "X"); err != nil {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}()
+		buf := make([]byte, 1000)
+		if n, _ := c.Read(buf); !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 408 ") {
+			t.Errorf("got %q", buf[:n])
+		}
+		_ = c.Close()
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+	t.Run("D1 slow reader", func(t *testing.T) {
+		t.Parallel()
+		big := newRecorder(t, answers("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"+strings.Repeat("x", 30<<20), false))
+		addr, s, _ := start(t, big.ln.Addr(), func(o *h1.Options, _ *upstream.Options, _ *plain) { o.WriteTimeout = 150 * time.Millisecond })
+		c := dial(t, addr)
+		fmt.Fprint(c, get("/"))
+		waitFor(t, func() bool { return s.Conns() == 1 })
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+	t.Run("coarse clock", func(t *testing.T) {
+		t.Parallel()
+		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, _ *upstream.Options, _ *plain) { o.IdleTimeout = 2 * time.Second })
+		c := dial(t, addr)
+		fmt.Fprint(c, get("/"))
+		if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") {
+			t.Errorf("%q, %v", got, err)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+func TestDrain(t *testing.T) {
+	release := make(chan struct{})
+	rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+		if r.RequestURI == "/slow" {
+			<-release
+		}
+		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		return err == nil
+	})
+	addr, s, _ := start(t, rec.ln.Addr(), nil)
+	idle, busy, partial := dial(t, addr), dial(t, addr), dial(t, addr)
+	fmt.Fprint(idle, get("/"))
+	if _, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(busy, get("/slow"))
+	fmt.Fprint(partial, "GET /partial HTTP/1.1\r\n")
+	waitFor(t, func() bool { return len(rec.requests()) == 2 && s.Conns() == 3 })
+	time.Sleep(20 * time.Millisecond)
+	done := make(chan error, 1)
+	go func() { done <- s.Shutdown(context.Background()) }()
+	if _, err := io.ReadAll(idle); err != nil {
+		t.Error("idle:", err)
+	}
+	fmt.Fprint(partial, "Host: a\r\n\r\n")
+	if got, err := io.ReadAll(partial); err != nil || !strings.Contains(string(got), "Connection: close") {
+		t.Errorf("partial: %q, %v", got, err)
+	}
+	close(release)
+	if got, err := io.ReadAll(busy); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") || !strings.Contains(string(got), "Connection: close") {
+		t.Errorf("busy: %q, %v", got, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if c, err := net.Dial("tcp", addr); err == nil {
+		_ = c.Close()
+		t.Error("still accepting")
+	}
+}
+
+// TestInjection: fields set without Header's methods cannot add lines, neither up nor down.
+func TestInjection(t *testing.T) {
+	rec := newRecorder(t, nil)
+	addr, _, _ := start(t, rec.ln.Addr(), func(_ *h1.Options, _ *upstream.Options, p *plain) {
+		p.edit = func(x *exchange.Exchange) {
+			switch x.Request.Path {
+			case "/up":
+				x.Request.Header.Fields = append(x.Request.Header.Fields, exchange.Field{Name: "X", Value: "a\r\nY: b"})
+			case "/set":
+				x.Request.Header.Set("X", "a\r\nY: b")
+			}
+		}
+		p.done = func(x *exchange.Exchange) {}
+	})
+	got := talk(t, addr, get("/up")+get("/set")+getClose)
+	if codes, _ := statuses(t, got); fmt.Sprint(codes) != "[500 200 200]" {
+		t.Errorf("got %v", codes)
+	}
+	if b := rec.bytes(); strings.Contains(b, "\nY:") || !strings.Contains(b, "X: a  Y: b\r\n") {
+		t.Errorf("the upstream received %q", b)
+	}
+}

@@ -1,0 +1,56 @@
+//go:build unix
+
+package h1
+
+import (
+	"io"
+	"syscall"
+)
+
+// rawIO: sockets can be read and written inside a RawConn callback.
+const rawIO = true
+
+// rawRead reads without waiting. ok is false when there is nothing to read.
+func rawRead(fd int, p []byte) (n int, ok bool, err error) {
+	for {
+		n, err = syscall.Read(fd, p)
+		switch {
+		case err == nil && n == 0:
+			return 0, true, io.EOF
+		case err == nil:
+			return n, true, nil
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, false, nil
+		default:
+			return 0, true, err
+		}
+	}
+}
+
+// rawWrite writes what the socket takes without waiting.
+func rawWrite(fd int, p []byte) (int, error) {
+	for {
+		n, err := syscall.Write(fd, p)
+		switch err {
+		case nil:
+			return n, nil
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return 0, nil
+		default:
+			return 0, err
+		}
+	}
+}
+
+// rawPending tells whether a read would return at once: bytes, an end or an error.
+func rawPending(fd int) bool {
+	var b [1]byte
+	for {
+		_, _, err := syscall.Recvfrom(fd, b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if err != syscall.EINTR {
+			return err != syscall.EAGAIN
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package h1
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Buffer sizes. A connection holds none while it is parked.
+const (
+	smallBuffer = 16 << 10 // heads, and bodies that come with them
+	largeBuffer = 64 << 10 // long bodies
+	writePiece  = 16 << 10 // what must be taken by a slow reader within one write timeout
+)
+
+type buffer struct{ b []byte }
+
+var (
+	smallPool = sync.Pool{New: func() any { return &buffer{make([]byte, smallBuffer)} }}
+	largePool = sync.Pool{New: func() any { return &buffer{make([]byte, largeBuffer)} }}
+)
+
+// wire is a connection with its deadlines and, where the platform has it, access to the socket itself.
+type wire struct {
+	alarm
+	raw syscall.RawConn // nil: only net.Conn (TLS, other platforms)
+}
+
+func (w *wire) open(nc net.Conn, c *Clock) {
+	w.attach(nc, c)
+	if t, ok := nc.(*net.TCPConn); ok && rawIO {
+		w.raw, _ = t.SyscallConn()
+	}
+}
+
+// read waits for bytes, at most d; 0 leaves the deadline as it is.
+func (w *wire) read(p []byte, d time.Duration) (int, error) {
+	if d <= 0 {
+		return w.nc.Read(p)
+	}
+	w.armRead(d)
+	n, err := w.nc.Read(p)
+	if w.disarmRead(d) && err == nil {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
+}
+
+// write sends all of p; d is the time for each piece. fd, if not negative, is the socket of a connection whose RawConn
+// callback is running: the socket is then tried directly, which saves the locks of net.Conn.
+func (w *wire) write(fd int, p []byte, d time.Duration) error {
+	if fd >= 0 {
+		n, err := rawWrite(fd, p)
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	for len(p) > 0 {
+		k := min(len(p), writePiece)
+		if w.raw == nil {
+			k = len(p) // TLS cuts records itself; a timeout breaks the connection anyway
+		}
+		w.armWrite(d)
+		_, err := w.nc.Write(p[:k])
+		if w.disarmWrite(d) && err == nil {
+			err = os.ErrDeadlineExceeded
+		}
+		if err != nil {
+			return err
+		}
+		p = p[k:]
+	}
+	return nil
+}
+
+func (w *wire) shut() error {
+	w.detach()
+	return w.nc.Close()
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
+}

@@ -1,0 +1,115 @@
+package proxy
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"concord/proxy/exchange"
+)
+
+// additions are the headers added to requests and responses, decided once from the settings headers and
+// headers_upstream.
+type additions struct {
+	product         string
+	via             [3][2]string // by HTTP major and minor version
+	viaResponse     string
+	server          bool
+	proxyLatency    bool
+	upstreamLatency bool
+	responseLatency bool
+	requestID       bool
+	upstreamStatus  bool
+	requestIDUp     bool
+}
+
+func newAdditions(o Options) additions {
+	a := additions{product: o.Product}
+	if o.Headers == nil {
+		o.Headers = []string{"server_tokens", "latency_tokens", "X-Kong-Request-Id"}
+	}
+	if o.HeadersUpstream == nil {
+		o.HeadersUpstream = []string{"X-Kong-Request-Id"}
+	}
+	for _, t := range o.Headers {
+		switch strings.ToLower(strings.TrimSpace(t)) {
+		case "server_tokens":
+			a.server, a.viaResponse = true, "1.1 "+o.Product
+		case "server":
+			a.server = true
+		case "via":
+			a.viaResponse = "1.1 " + o.Product
+		case "latency_tokens":
+			a.proxyLatency, a.upstreamLatency, a.responseLatency = true, true, true
+		case "x-kong-proxy-latency":
+			a.proxyLatency = true
+		case "x-kong-upstream-latency":
+			a.upstreamLatency = true
+		case "x-kong-response-latency":
+			a.responseLatency = true
+		case "x-kong-request-id":
+			a.requestID = true
+		case "x-kong-upstream-status":
+			a.upstreamStatus = true
+		}
+	}
+	for _, t := range o.HeadersUpstream {
+		if strings.EqualFold(strings.TrimSpace(t), "x-kong-request-id") {
+			a.requestIDUp = true
+		}
+	}
+	if o.Product == "" {
+		a.server, a.viaResponse = false, ""
+		return a
+	}
+	a.via[1] = [2]string{"1.0 " + o.Product, "1.1 " + o.Product}
+	a.via[2] = [2]string{"2 " + o.Product, "2 " + o.Product}
+	return a
+}
+
+// finishHead adds the gateway's response headers, after all plugins. r is nil for a refused request.
+func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
+	a, head := &h.add, &x.Response.Header
+	if x.Proxied {
+		if a.upstreamStatus {
+			head.Set("X-Kong-Upstream-Status", h.number(x, int64(x.Response.Status)))
+		}
+		if a.upstreamLatency {
+			head.Set("X-Kong-Upstream-Latency", h.millis(x, x.SentAt, x.HeadersAt))
+		}
+		if a.proxyLatency {
+			head.Set("X-Kong-Proxy-Latency", h.millis(x, x.Start, x.SentAt))
+		}
+		if a.viaResponse != "" {
+			via := a.viaResponse
+			if old, ok := head.Lookup("Via"); ok {
+				via = x.Concat(old, ", ", via)
+			}
+			head.Set("Via", via)
+		}
+		if a.server && !head.Has("Server") {
+			head.Add("Server", a.product)
+		}
+	} else {
+		if a.responseLatency {
+			head.Set("X-Kong-Response-Latency", h.millis(x, x.Start, time.Now()))
+		}
+		if a.server {
+			head.Set("Server", a.product)
+		}
+	}
+	if a.requestID {
+		head.Set("X-Kong-Request-Id", x.RequestID)
+	}
+	if r != nil && r.showIndex {
+		head.Set("X-Config-Index", h.number(x, int64(r.index)))
+	}
+}
+
+func (h *Handler) millis(x *exchange.Exchange, from, to time.Time) string {
+	return h.number(x, max(0, to.Sub(from).Milliseconds()))
+}
+
+func (h *Handler) number(x *exchange.Exchange, n int64) string {
+	return x.Keep(strconv.AppendInt(x.Scratch(), n, 10))
+}

@@ -1,0 +1,208 @@
+package all
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"slices"
+	"testing"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/go-cmp/cmp"
+
+	"concord/fsm/schema"
+	"concord/proxy/exchange"
+	"concord/proxy/plugin"
+	"concord/proxy/plugin/plugintest"
+)
+
+func TestPriorities(t *testing.T) {
+	got := map[string]int{}
+	for _, p := range Plugins() {
+		got[p.Info.Name] = p.Info.Priority
+	}
+	want := map[string]int{
+		"correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestSchemas(t *testing.T) {
+	defaults := map[string]schema.Record{
+		"jwt": {"uri_param_names": []any{"jwt"}, "cookie_names": []any{}, "key_claim_name": "iss", "secret_is_base64": false, "claims_to_verify": nil,
+			"anonymous": nil, "run_on_preflight": true, "maximum_expiration": 0.0, "header_names": []any{"authorization"}, "realm": nil},
+		"key-auth": {"key_names": []any{"apikey"}, "hide_credentials": false, "anonymous": nil, "key_in_header": true, "key_in_query": true,
+			"key_in_body": false, "run_on_preflight": true, "realm": nil},
+		"basic-auth":            {"anonymous": nil, "hide_credentials": false, "realm": "service"},
+		"acl":                   {"allow": []any{"g"}, "deny": nil, "hide_groups_header": false, "always_use_authenticated_groups": false},
+		"correlation-id":        {"header_name": "Kong-Request-ID", "generator": "uuid#counter", "echo_downstream": false},
+		"request-size-limiting": {"allowed_payload_size": 128.0, "size_unit": "megabytes", "require_content_length": false},
+		"request-termination":   {"status_code": 503.0, "message": nil, "content_type": nil, "body": nil, "echo": false, "trigger": nil},
+	}
+	for _, p := range Plugins() {
+		t.Run(p.Info.Name, func(t *testing.T) {
+			in := schema.Record{}
+			if p.Info.Name == "acl" {
+				in["allow"] = []any{"g"}
+			}
+			rec, errs := plugintest.Validate(p, in)
+			if errs != nil {
+				t.Fatal(errs.Message())
+			}
+			if diff := cmp.Diff(defaults[p.Info.Name], rec["config"]); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff([]any{"grpc", "grpcs", "http", "https"}, rec["protocols"]); diff != "" {
+				t.Error(diff)
+			}
+			s := plugin.SchemaOf(p)
+			auth := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl"}, p.Info.Name)
+			forbidden := slices.ContainsFunc(s.Fields, func(f schema.Field) bool { return f.Name == "consumer" && f.Null })
+			if s.Name != p.Info.Name || auth != forbidden {
+				t.Errorf("schema %s, consumer scope forbidden: %v", s.Name, forbidden)
+			}
+		})
+	}
+}
+
+// bench has bob with a key, a password and a token, alice with a key, and the consumer anon.
+type bench struct {
+	*plugintest.Gateway
+	plugins    []plugin.Plugin
+	bob, alice string
+	anon       string
+	token      string
+}
+
+func newBench(t testing.TB) *bench {
+	b := &bench{Gateway: plugintest.New(t), plugins: Plugins()}
+	b.bob, b.alice, b.anon = b.Consumer("bob"), b.Consumer("alice"), b.Consumer("anon")
+	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.bob), "key": "bobkey"})
+	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.alice), "key": "alicekey"})
+	sum := sha1.Sum([]byte("pw" + b.bob))
+	b.Put("basicauth_credentials", schema.Record{"consumer": plugintest.Ref(b.bob), "username": "bobu", "password": hex.EncodeToString(sum[:])})
+	b.Put("jwt_secrets", schema.Record{"consumer": plugintest.Ref(b.bob), "key": "bobiss", "algorithm": "HS256", "secret": "s"})
+	b.token, _ = jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"iss": "bobiss"}).SignedString([]byte("s"))
+	return b
+}
+
+// chain builds instances in the order of their priorities.
+func (b *bench) chain(t testing.TB, configs map[string]schema.Record) (list []plugin.Instance) {
+	t.Helper()
+	order := slices.Clone(b.plugins)
+	slices.SortFunc(order, func(x, y plugin.Plugin) int { return y.Info.Priority - x.Info.Priority })
+	for _, p := range order {
+		if c, ok := configs[p.Info.Name]; ok {
+			list = append(list, b.Build(p, c))
+		}
+	}
+	return list
+}
+
+// A5: AND, OR, and the ways garbage could be a way past them.
+func TestSeveralAuthentications(t *testing.T) {
+	b := newBench(t)
+	and := map[string]schema.Record{"jwt": {}, "key-auth": {}}
+	or := map[string]schema.Record{"jwt": {"anonymous": "anon"}, "key-auth": {"anonymous": "anon"}}
+	orReject := map[string]schema.Record{"jwt": {"anonymous": "anon"}, "key-auth": {"anonymous": "anon"}, "acl": {"allow": []any{"members"}}}
+	mixed := map[string]schema.Record{"jwt": {"anonymous": "anon"}, "key-auth": {}}
+	last := map[string]schema.Record{"jwt": {}, "key-auth": {"anonymous": "anon"}}
+	b.Put("acls", schema.Record{"consumer": plugintest.Ref(b.bob), "group": "members"})
+	good, bad := "Authorization: Bearer "+b.token, "Authorization: Bearer x.y.z"
+	for _, c := range []struct {
+		name     string
+		configs  map[string]schema.Record
+		headers  []string
+		status   int
+		username string
+	}{
+		{"AND, both", and, []string{good, "apikey: bobkey"}, 200, "bob"},
+		{"AND, both, the last one gives the identity", and, []string{good, "apikey: alicekey"}, 200, "alice"},
+		{"AND, token only", and, []string{good}, 401, ""},
+		{"AND, key only", and, []string{"apikey: bobkey"}, 401, ""},
+		{"AND, garbage and key", and, []string{bad, "apikey: bobkey"}, 401, ""},
+		{"OR, token", or, []string{good}, 200, "bob"},
+		{"OR, key", or, []string{"apikey: alicekey"}, 200, "alice"},
+		{"OR, garbage and key", or, []string{bad, "apikey: alicekey"}, 200, "alice"},
+		{"OR, token and garbage key: the first one wins", or, []string{good, "apikey: zz"}, 200, "bob"},
+		{"OR, token and another's key: the first one wins", or, []string{good, "apikey: alicekey"}, 200, "bob"},
+		{"OR, nothing", or, nil, 200, "anon"},
+		{"OR, garbage", or, []string{bad, "apikey: zz"}, 200, "anon"},
+		{"OR with acl, garbage", orReject, []string{bad, "apikey: zz"}, 401, ""},
+		{"OR with acl, not a member", orReject, []string{"apikey: alicekey"}, 403, ""},
+		{"OR with acl, member", orReject, []string{"apikey: bobkey"}, 200, "bob"},
+		{"anonymous first, then a required key: none", mixed, nil, 401, ""},
+		{"anonymous first, then a required key", mixed, []string{"apikey: alicekey"}, 200, "alice"},
+		{"anonymous first, then a required key: token only", mixed, []string{good}, 401, ""},
+		{"required token, then anonymous: token only", last, []string{good}, 200, "bob"},
+		{"required token, then anonymous: none", last, nil, 401, ""},
+		{"required token, then anonymous: garbage token, good key", last, []string{bad, "apikey: alicekey"}, 401, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := plugintest.Request("GET", "/", c.headers...)
+			status := 200
+			if e := plugintest.Access(t, x, b.chain(t, c.configs)...); e != nil {
+				status = e.Status
+			}
+			if status != c.status {
+				t.Fatalf("status %d, want %d", status, c.status)
+			}
+			if status != 200 {
+				return
+			}
+			h := &x.Request.Header
+			if got := h.Get("X-Consumer-Username"); got != c.username || x.Consumer.Username != c.username || h.Count("X-Consumer-Username") != 1 {
+				t.Errorf("consumer %q, want %q", got, c.username)
+			}
+			anonymous := c.username == "anon"
+			if (x.Credential == nil) != anonymous || h.Has("X-Anonymous-Consumer") != anonymous || h.Has("X-Credential-Identifier") == anonymous {
+				t.Errorf("credential %v, headers %v", x.Credential, h)
+			}
+		})
+	}
+}
+
+// An instance is used by many goroutines while rows change.
+func TestConcurrentUse(t *testing.T) {
+	b := newBench(t)
+	b.Put("acls", schema.Record{"consumer": plugintest.Ref(b.bob), "group": "members"})
+	chain := b.chain(t, map[string]schema.Record{"jwt": {"anonymous": "anon"}, "key-auth": {}, "basic-auth": {}, "acl": {"allow": []any{"members"}}, "correlation-id": {"echo_downstream": true}})
+	stop := make(chan struct{})
+	done := make(chan *plugin.Exit)
+	const workers = 4
+	for range workers {
+		go func() {
+			x := &exchange.Exchange{}
+			for {
+				select {
+				case <-stop:
+					done <- nil
+					return
+				default:
+				}
+				x.Reset()
+				x.Request.Method = "GET"
+				x.Request.RawQuery = "jwt=" + b.token
+				x.Request.Header.Add("apikey", "bobkey")
+				x.Request.Header.Add("Authorization", "Basic Ym9idTpwdw==")
+				if e := plugintest.Access(t, x, chain...); e != nil {
+					done <- e
+					return
+				}
+			}
+		}()
+	}
+	for n := range 300 {
+		b.Put("jwt_secrets", schema.Record{"id": "00000000-0000-4000-8000-000000000001", "consumer": plugintest.Ref(b.alice), "key": "k", "algorithm": "HS256", "secret": string(rune('a' + n%26))})
+		b.Put("consumers", schema.Record{"id": b.bob, "username": "bob"})
+		id := b.Put("acls", schema.Record{"consumer": plugintest.Ref(b.bob), "group": "more"})
+		b.Delete("acls", id)
+	}
+	close(stop)
+	for range workers {
+		if e := <-done; e != nil {
+			t.Errorf("refused: %+v", e)
+		}
+	}
+}
