@@ -1,0 +1,167 @@
+package rest
+
+import (
+	"fmt"
+	"math"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"concord/admin/service"
+)
+
+// KongVersion is the version that clients of Kong are told: they choose by it what to ask for. A fourth number would mean
+// the Enterprise edition to them.
+const KongVersion = "3.9.1"
+
+func (a *API) nodeRoutes() {
+	a.statusRoutes()
+	a.router.add(http.MethodGet, "/", a.root)
+	a.router.add(http.MethodGet, "/endpoints", func(*call) (answer, error) {
+		return answer{status: http.StatusOK, body: map[string]any{"data": a.router.paths()}}, nil
+	})
+	a.router.add(http.MethodGet, "/robots.txt", func(*call) (answer, error) {
+		return answer{status: http.StatusOK, body: "User-agent: *\nDisallow: /"}, nil
+	})
+	// Kong with a database refuses these with 400 and these texts; clients test for them.
+	refuse := func(text string) handler {
+		return func(*call) (answer, error) { return answer{}, malformed(text) }
+	}
+	dbless := refuse("this endpoint is only available when Kong is configured to not use a database")
+	a.router.add(http.MethodGet, "/config", dbless)
+	a.router.add(http.MethodPost, "/config", dbless)
+	hybrid := refuse("this endpoint is only available when Kong is configured to run as Control Plane for the cluster")
+	a.router.add(http.MethodGet, "/clustering/data-planes", hybrid)
+	a.router.add(http.MethodGet, "/clustering/status", hybrid)
+}
+
+func (a *API) statusRoutes() {
+	a.router.add(http.MethodGet, "/status", a.status)
+	a.router.add(http.MethodGet, "/status/ready", a.ready)
+}
+
+// root is GET /: what Kong's clients check before anything else, and the gateway's own identity under "concord".
+func (a *API) root(c *call) (answer, error) {
+	available := map[string]any{}
+	for _, p := range a.o.Plugins {
+		version := p.Version
+		if version == "" {
+			version = KongVersion
+		}
+		available[p.Name] = map[string]any{"version": version, "priority": p.Priority}
+	}
+	configuration := map[string]any{
+		"proxy_listeners": []any{}, "admin_listeners": []any{}, "status_listeners": []any{}, "stream_listeners": map[string]any{},
+	}
+	for k, v := range a.o.Info.Configuration {
+		configuration[k] = v
+		if text, ok := v.(string); ok && strings.HasSuffix(k, "_listen") && configuration[k+"ers"] != nil {
+			configuration[k+"ers"] = listeners(text)
+		}
+	}
+	// To clients "postgres" means that entities can be written through this API.
+	for k, v := range map[string]any{"database": "postgres", "router_flavor": "traditional_compatible", "role": "traditional", "wasm": false} {
+		configuration[k] = v
+	}
+	own := map[string]any{"version": a.o.Info.Version, "config_index": a.o.Service.Index()}
+	if a.o.Cluster != nil {
+		own["cluster"] = a.o.Cluster.Status(c.r.Context())
+	}
+	pid := os.Getpid()
+	return answer{status: http.StatusOK, body: map[string]any{
+		"tagline": "Welcome to kong", "version": KongVersion, "edition": "community",
+		"hostname": a.o.Info.Hostname, "node_id": a.o.Info.NodeID, "lua_version": "none (" + runtime.Version() + ")",
+		"timers": map[string]any{"running": 0, "pending": 0}, "pids": map[string]any{"master": pid, "workers": []int{pid}},
+		"plugins":       map[string]any{"available_on_server": available, "enabled_in_cluster": a.o.Service.EnabledPlugins()},
+		"configuration": configuration, "concord": own,
+	}}, nil
+}
+
+// listeners is a *_listen setting in the form of Kong's *_listeners.
+func listeners(text string) []any {
+	list := []any{}
+	for one := range strings.SplitSeq(text, ",") {
+		words := strings.Fields(one)
+		if len(words) == 0 || words[0] == "off" {
+			continue
+		}
+		at := strings.LastIndexByte(words[0], ':')
+		port, err := strconv.Atoi(words[0][at+1:])
+		if at < 0 || err != nil {
+			continue
+		}
+		l := map[string]any{"listener": strings.Join(words, " "), "ip": words[0][:at], "port": port, "ssl": false, "http2": false, "proxy_protocol": false, "reuseport": false}
+		for _, w := range words[1:] {
+			if _, known := l[w].(bool); known {
+				l[w] = true
+			}
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+func (a *API) status(c *call) (answer, error) {
+	unit, scale, err := memoryFormat(c.query("unit"), c.query("scale"))
+	if err != nil {
+		return answer{}, err
+	}
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	var n Counters
+	if a.o.Info.Counters != nil {
+		n = a.o.Info.Counters()
+	}
+	reachable := true
+	if a.o.Cluster != nil {
+		reachable = a.o.Cluster.Status(c.r.Context()).Leader != ""
+	}
+	return answer{status: http.StatusOK, body: map[string]any{
+		"memory": map[string]any{
+			"lua_shared_dicts": map[string]any{},
+			"workers_lua_vms":  []any{map[string]any{"pid": os.Getpid(), "http_allocated_gc": memory(mem.HeapAlloc, unit, scale)}},
+		},
+		"server": map[string]any{
+			"connections_active": n.Active, "connections_reading": 0, "connections_writing": n.Active, "connections_waiting": 0,
+			"connections_accepted": n.Accepted, "connections_handled": n.Accepted, "total_requests": n.Requests,
+		},
+		"database": map[string]any{"reachable": reachable},
+	}}, nil
+}
+
+func memoryFormat(unit, scale string) (string, int, error) {
+	if unit == "" {
+		unit = "m"
+	}
+	unit = strings.ToLower(unit)
+	if !strings.Contains("bkmg", unit) || len(unit) != 1 {
+		return "", 0, malformed(fmt.Sprintf("invalid unit '%s' (expected 'k/K', 'm/M', or 'g/G')", unit))
+	}
+	if scale == "" {
+		return unit, 2, nil
+	}
+	n, err := strconv.Atoi(scale)
+	if err != nil || n < 0 || n > 16 {
+		return "", 0, malformed("scale must be equal or greater than 0")
+	}
+	return unit, n, nil
+}
+
+func memory(bytes uint64, unit string, scale int) string {
+	power := strings.Index("bkmg", unit)
+	if power == 0 {
+		return strconv.FormatUint(bytes, 10)
+	}
+	return fmt.Sprintf("%.*f %s", scale, float64(bytes)/math.Pow(1024, float64(power)), []string{"", "KiB", "MiB", "GiB"}[power])
+}
+
+func (a *API) ready(*call) (answer, error) {
+	if a.o.Info.Ready != nil {
+		if err := a.o.Info.Ready(); err != nil {
+			return answer{}, &service.Error{Kind: service.Unavailable, Message: err.Error()}
+		}
+	}
+	return answer{status: http.StatusOK, body: errorBody{Message: "ready"}}, nil
+}

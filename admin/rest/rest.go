@@ -1,0 +1,264 @@
+// Package rest is Kong's Admin API on the wire: paths, methods, forms, JSON, error bodies, and /cluster for gwctl.
+//
+// Handlers are generated from the entities' schemas; what an entity means is package service's business. The package
+// listens on nothing and knows no sockets: New returns an http.Handler.
+package rest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"concord/admin/auth"
+	"concord/admin/service"
+	"concord/fsm/schema"
+)
+
+// Plugin is an installed plugin as the Admin API presents it.
+type Plugin struct {
+	Name     string
+	Version  string
+	Priority int
+	Schema   *schema.Schema // of its row: config, protocols, forbidden scopes
+}
+
+// Info is what GET / and GET /status tell about this node. Functions may be nil.
+type Info struct {
+	NodeID        string
+	Hostname      string
+	Version       string         // of this program; clients of Kong see KongVersion
+	Configuration map[string]any // settings by their kong.conf names, secrets masked
+	Counters      func() Counters
+	Ready         func() error // nil: traffic may be sent to this node
+}
+
+// Counters of the proxy's connections since the start.
+type Counters struct {
+	Active, Accepted, Requests uint64
+}
+
+// Options of New. Service and Guard are required.
+type Options struct {
+	Service *service.Service
+	Guard   *auth.Guard
+	Cluster Cluster // nil: /cluster is absent
+	Plugins []Plugin
+	Info    Info
+	Log     *slog.Logger
+}
+
+// API is the Admin API.
+type API struct {
+	o      Options
+	router router
+}
+
+// New makes the Admin API.
+func New(o Options) *API {
+	a := newAPI(o)
+	a.nodeRoutes()
+	a.schemaRoutes()
+	a.entityRoutes()
+	a.clusterRoutes()
+	return a
+}
+
+// NewStatus makes the reduced API of the status listener: GET /status and GET /status/ready.
+func NewStatus(o Options) *API {
+	a := newAPI(o)
+	a.statusRoutes()
+	return a
+}
+
+func newAPI(o Options) *API {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &API{o: o}
+}
+
+// call is one request.
+type call struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	params []string // decoded path parameters, in order
+}
+
+// query is the first value of a query argument.
+func (c *call) query(name string) string { return c.r.URL.Query().Get(name) }
+
+// answer is what a handler wants sent. body is JSON as bytes, text/plain for a string, anything else is encoded, nil is no body.
+type answer struct {
+	status int
+	body   any
+	index  uint64 // of the write or of what was read; 0: this node's
+}
+
+// ServeHTTP answers one request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	ans, err := a.serve(w, r)
+	if err != nil {
+		ans = a.refusal(w, r, err)
+	}
+	h := w.Header()
+	h.Set("Server", "concord/"+a.o.Info.Version)
+	if ans.index == 0 {
+		ans.index = a.o.Service.Index()
+	}
+	h.Set("X-Config-Index", strconv.FormatUint(ans.index, 10))
+	var body []byte
+	switch b := ans.body.(type) {
+	case nil:
+	case []byte:
+		body = b
+	case string:
+		body = []byte(b)
+		h.Set("Content-Type", "text/plain")
+	default:
+		body = encode(b)
+	}
+	if body != nil {
+		if h.Get("Content-Type") == "" {
+			h.Set("Content-Type", "application/json; charset=utf-8")
+		}
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	h.Set("X-Kong-Admin-Latency", strconv.FormatInt(time.Since(start).Milliseconds(), 10))
+	w.WriteHeader(ans.status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // the client may be gone
+	}
+}
+
+func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.o.Log.Error("admin handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	if err := a.o.Guard.Check(r); err != nil {
+		return answer{}, &statusError{http.StatusForbidden, err.Error(), ""}
+	}
+	cors(w.Header(), r)
+	if strings.Count(r.URL.RawQuery, "&") >= maxArgs {
+		return answer{}, malformed("Too many arguments")
+	}
+	e, params := a.router.find(r.URL.EscapedPath())
+	if e == nil {
+		return answer{}, &statusError{http.StatusNotFound, "Not found", ""}
+	}
+	for _, p := range params {
+		if !utf8.ValidString(p) {
+			return answer{}, malformed("the path is not valid UTF-8")
+		}
+	}
+	if r.Method == http.MethodOptions {
+		return options(w.Header(), r, e), nil
+	}
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	handle := e.methods[method]
+	if handle == nil {
+		w.Header().Set("Allow", strings.Join(e.allow(), ", "))
+		return answer{}, &statusError{http.StatusMethodNotAllowed, "Method not allowed", ""}
+	}
+	if text := r.Header.Get("X-Min-Config-Index"); text != "" {
+		index, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return answer{}, malformed("X-Min-Config-Index must be a number, as X-Config-Index of an earlier answer gave it")
+		}
+		if err := a.o.Service.WaitIndex(r.Context(), index); err != nil {
+			return answer{}, err
+		}
+	}
+	return handle(&call{w, r, params})
+}
+
+// cors lets the web pages that the guard admitted read the answer. Kong Manager sends credentials, for which "*" is not enough.
+func cors(h http.Header, r *http.Request) {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		origin = "*"
+	} else {
+		h.Set("Access-Control-Allow-Credentials", "true")
+		h.Set("Vary", "Origin")
+	}
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Set("Access-Control-Expose-Headers", "X-Config-Index, X-Kong-Admin-Latency")
+}
+
+func options(h http.Header, r *http.Request, e *endpoint) answer {
+	methods := strings.Join(e.allow(), ", ")
+	h.Set("Allow", methods)
+	h.Set("Access-Control-Allow-Methods", methods)
+	headers := r.Header.Get("Access-Control-Request-Headers")
+	if headers == "" {
+		headers = "Content-Type"
+	}
+	h.Set("Access-Control-Allow-Headers", headers)
+	return answer{status: http.StatusNoContent}
+}
+
+// statuses maps the service's kinds to HTTP, as Kong maps its codes.
+var statuses = map[service.Kind]int{
+	service.UniqueTaken: http.StatusConflict, service.NotFound: http.StatusNotFound, service.Missing: http.StatusNotFound,
+	service.Unavailable: http.StatusServiceUnavailable, service.Unknown: http.StatusServiceUnavailable,
+	service.IndexAhead: http.StatusPreconditionFailed, service.Internal: http.StatusInternalServerError,
+}
+
+// errorBody is Kong's error envelope, and hint, which Kong does not have.
+type errorBody struct {
+	Message string         `json:"message"`
+	Code    int            `json:"code,omitempty"`
+	Name    string         `json:"name,omitempty"`
+	Fields  map[string]any `json:"fields,omitempty"`
+	Options map[string]any `json:"options,omitempty"`
+	Hint    string         `json:"hint,omitempty"`
+}
+
+func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer {
+	var direct *statusError
+	if errors.As(err, &direct) {
+		return answer{status: direct.status, body: errorBody{Message: direct.message, Hint: direct.hint}}
+	}
+	var e *service.Error
+	if !errors.As(err, &e) || e.Kind == service.Internal {
+		a.o.Log.Error("admin request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		return answer{status: http.StatusInternalServerError, body: errorBody{Message: "An unexpected error occurred"}}
+	}
+	status, ok := statuses[e.Kind]
+	if !ok {
+		status = http.StatusBadRequest
+	}
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	body := errorBody{Message: e.Message, Name: e.Name, Fields: e.Fields, Options: e.Options, Hint: e.Hint}
+	if e.Name != "" {
+		body.Code = int(e.Kind)
+	}
+	return answer{status: status, body: body}
+}
+
+// encode is JSON as Kong's clients expect it: no HTML escapes, no newline.
+func encode(v any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err) // a mistake in this package: everything encoded here is plain data
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}

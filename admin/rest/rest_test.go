@@ -1,0 +1,132 @@
+package rest_test
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"concord/admin/auth"
+	"concord/admin/rest"
+	"concord/admin/rest/transcript"
+	"concord/admin/service"
+	"concord/admin/service/logtest"
+	"concord/cluster"
+	"concord/fsm/schema"
+	"concord/proxy/plugin"
+	"concord/proxy/plugins/all"
+)
+
+// gateway is an Admin API over a machine in memory.
+type gateway struct {
+	log     *logtest.Log
+	service *service.Service
+	api     *rest.API
+}
+
+func newGateway() *gateway {
+	g := &gateway{log: logtest.New()}
+	var plugins []rest.Plugin
+	byName := map[string]*schema.Schema{}
+	for _, p := range all.Plugins() {
+		byName[p.Info.Name] = plugin.SchemaOf(p)
+		plugins = append(plugins, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: byName[p.Info.Name]})
+	}
+	g.service = service.New(service.Options{
+		Log: g.log, Machine: g.log.Machine, Timeout: time.Second,
+		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
+	})
+	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Cluster: &fakeCluster{}, Plugins: plugins, Info: rest.Info{
+		NodeID: "5d3c0d3e-8c4b-4b8e-9d3a-4e0b1c2d3e4f", Hostname: "test", Version: "0.1.0",
+		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
+		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
+	}})
+	return g
+}
+
+// do serves a request without a socket.
+func (g *gateway) do(r *http.Request) (*http.Response, error) {
+	s := httptest.NewRequest(r.Method, r.URL.RequestURI(), r.Body)
+	s.Header, s.Host = r.Header, r.Host
+	w := httptest.NewRecorder()
+	g.api.ServeHTTP(w, s)
+	return w.Result(), nil
+}
+
+func (g *gateway) request(method, path, contentType, body string) *http.Response {
+	r := httptest.NewRequest(method, "http://localhost"+path, strings.NewReader(body))
+	if contentType != "" {
+		r.Header.Set("Content-Type", contentType)
+	}
+	resp, _ := g.do(r)
+	return resp
+}
+
+// fakeCluster is a cluster of two nodes that records what it is asked.
+type fakeCluster struct{ asked string }
+
+func (f *fakeCluster) Status(context.Context) cluster.Status {
+	return cluster.Status{ClusterID: "c", Leader: "n1", Healthy: true, Nodes: []cluster.NodeStatus{
+		{ID: "n1", Name: "alpha", State: "leader"}, {ID: "n2", Name: "beta", State: "follower"}, {ID: "n3", Name: "beta"}}}
+}
+
+func (f *fakeCluster) CreateToken(_ context.Context, o cluster.TokenOptions) (string, error) {
+	return strings.Join([]string{"CJT1", o.Role, o.TTL.String(), string(rune('0' + o.Uses))}, "."), nil
+}
+
+func (f *fakeCluster) Join(_ context.Context, addr, token string, discard bool) error {
+	switch {
+	case addr == "busy:1" && !discard:
+		return cluster.ErrHoldsData
+	case token == "bad":
+		return &cluster.RefusedError{Reason: "the token has expired"}
+	}
+	return nil
+}
+
+func (f *fakeCluster) Leave(context.Context) error { return nil }
+
+func (f *fakeCluster) Remove(_ context.Context, id string) error {
+	if id == "n1" {
+		return &cluster.NoLeaderError{Reason: "election"}
+	}
+	return nil
+}
+
+func (f *fakeCluster) TransferLeadership(_ context.Context, to string) error {
+	if to == "n2" || to == "" {
+		return nil
+	}
+	return &cluster.RefusedError{Reason: "no voter"}
+}
+
+func TestTranscripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			steps, err := transcript.Parse(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, vars := newGateway(), transcript.Vars{}
+			for _, s := range steps {
+				t.Run(s.Name, func(t *testing.T) {
+					if err := s.Run(g.do, "http://localhost:8001", vars); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		})
+	}
+}

@@ -1,0 +1,192 @@
+package rest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"testing"
+
+	"concord/fsm/schema"
+)
+
+// valid is a body that creates one entity of each collection, given a consumer and a value for what must be unique.
+func valid(entity, consumer, name string) map[string]any {
+	owner := map[string]any{"id": consumer}
+	return map[string]map[string]any{
+		"services":              {"host": "h.example", "name": name},
+		"routes":                {"paths": []any{"/"}, "name": name},
+		"consumers":             {"username": name},
+		"plugins":               {"name": "correlation-id"},
+		"jwt_secrets":           {"consumer": owner, "key": name},
+		"keyauth_credentials":   {"consumer": owner, "key": name},
+		"basicauth_credentials": {"consumer": owner, "username": name, "password": "p"},
+		"acls":                  {"consumer": owner, "group": name},
+	}[entity]
+}
+
+// wrong lists values that no field of the type accepts.
+func wrong(f schema.Field) []any {
+	obj, deep := map[string]any{"a": 1.0}, map[string]any{"a": map[string]any{"b": []any{map[string]any{}}}}
+	switch f.Type {
+	case schema.String:
+		return []any{7.0, true, obj, []any{"x"}, deep}
+	case schema.Integer, schema.Number:
+		return []any{"x", 1.5, 1e300, true, obj, []any{1.0}}
+	case schema.Boolean:
+		return []any{"x", 1.0, obj, []any{true}}
+	case schema.Array, schema.Set:
+		return []any{"x", 5.0, true, obj, []any{map[string]any{"a": deep}}, []any{[]any{}}}
+	case schema.Map, schema.RecordT:
+		return []any{"x", 5.0, true, []any{1.0}, map[string]any{"$sealed": "x"}}
+	case schema.Foreign:
+		return []any{"x", 5.0, []any{1.0}, map[string]any{"id": "x"}, map[string]any{"id": 5.0}, map[string]any{"name": "no such"},
+			map[string]any{"id": "11111111-1111-4111-8111-111111111119"}}
+	}
+	return nil
+}
+
+// TestWrongInput sends every field of every collection values of the wrong type, by POST, PUT and PATCH: each is refused with
+// the field's name and a reason, and nothing reaches the log.
+func TestWrongInput(t *testing.T) {
+	g := newGateway()
+	consumer := created(t, g, "/consumers", map[string]any{"username": "owner"})
+	requests := 0
+	for _, d := range g.service.Entities() {
+		name, base := d.Schema.Name, "/"+d.CollectionName()
+		body, fresh := valid(name, consumer, "swept"), valid(name, consumer, "fresh")
+		if body == nil {
+			t.Fatalf("no valid body for %s: add one", name)
+		}
+		item := base + "/" + created(t, g, base, body)
+		before := g.service.Index()
+		refused := func(method, path, field string, body map[string]any) {
+			t.Helper()
+			requests++
+			raw, err := json.Marshal(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp := g.request(method, path, "application/json", string(raw))
+			answer, _ := io.ReadAll(resp.Body)
+			var e struct {
+				Message string
+				Fields  map[string]any
+				Options map[string]any
+			}
+			_ = json.Unmarshal(answer, &e)
+			_, inFields := e.Fields[field]
+			_, inOptions := e.Options[field]
+			if resp.StatusCode < 400 || resp.StatusCode >= 500 || e.Message == "" || !inFields && !inOptions {
+				t.Errorf("%s %s %s: %d %s", method, path, raw, resp.StatusCode, answer)
+			}
+		}
+		for _, f := range append(d.Schema.Fields, schema.Field{Name: "ttl", Type: schema.Integer}, schema.Field{Name: "unheard_of", Type: schema.String}) {
+			if f.AutoKind == schema.AutoTouch {
+				continue // never taken from the client
+			}
+			for _, v := range wrong(f) {
+				changed := maps.Clone(fresh)
+				changed[f.Name] = v
+				refused("POST", base, f.Name, changed)
+				if f.Name != "id" { // of PUT and PATCH the URL's counts
+					refused("PATCH", item, f.Name, map[string]any{f.Name: v})
+					refused("PUT", item, f.Name, changed)
+				}
+			}
+			if f.Required && !f.Auto {
+				refused("PATCH", item, f.Name, map[string]any{f.Name: nil})
+			}
+		}
+		if now := g.service.Index(); now != before {
+			t.Errorf("%s: %d entries were written", name, now-before)
+		}
+	}
+	if requests < 500 {
+		t.Errorf("only %d requests were swept", requests)
+	}
+}
+
+// TestGarbage sends bodies that are no entity to every collection.
+func TestGarbage(t *testing.T) {
+	g := newGateway()
+	deep := strings.Repeat(`{"a":`, 200) + "1" + strings.Repeat("}", 200)
+	for _, d := range g.service.Entities() {
+		for _, c := range [][2]string{
+			{"application/json", "{"}, {"application/json", "[]"}, {"application/json", "\xff"}, {"application/json", `{"name":"` + "\xff" + `"}`},
+			{"application/json", deep}, {"application/json", `{"tags":"\ud800"}`}, {"application/json", `{"name":1e999}`},
+			{"application/x-www-form-urlencoded", "name=%ff"}, {"application/x-www-form-urlencoded", "a[=1&]=2&[]=3&..=4"},
+			{"application/x-www-form-urlencoded", "tags[x][y][z]=1&name[]=1&name[]=2"}, {"multipart/form-data; boundary=X", "--X\r\n\r\n\r\n--X--"},
+			{"application/x-www-form-urlencoded", strings.Repeat("a=1&", 1001)}, {"text/plain", `{"host":"h"}`}, {"application/yaml", "host: h"},
+		} {
+			resp := g.request("POST", "/"+d.CollectionName(), c[0], c[1])
+			if resp.StatusCode < 400 || resp.StatusCode >= 500 {
+				answer, _ := io.ReadAll(resp.Body)
+				t.Errorf("%s %s %.60q: %d %s", d.Schema.Name, c[0], c[1], resp.StatusCode, answer)
+			}
+		}
+	}
+	if n := g.service.Index(); n != 0 {
+		t.Errorf("%d entries were written", n)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	g := newGateway()
+	big := `{"host":"h","name":"` + strings.Repeat("x", 10<<20) + `"}`
+	if resp := g.request("POST", "/services", "application/json", big); resp.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("a body over 10 MiB: %d", resp.StatusCode)
+	}
+	if resp := g.request("GET", "/services?"+strings.Repeat("a=1&", 1001), "", ""); resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("over 1000 query arguments: %d", resp.StatusCode)
+	}
+}
+
+func created(t *testing.T, g *gateway, path string, body map[string]any) string {
+	t.Helper()
+	raw, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := g.request("POST", path, "application/json", string(raw))
+	answer, _ := io.ReadAll(resp.Body)
+	var rec struct{ ID string }
+	if resp.StatusCode != http.StatusCreated || json.Unmarshal(answer, &rec) != nil {
+		t.Fatalf("POST %s %s: %d %s", path, raw, resp.StatusCode, answer)
+	}
+	return rec.ID
+}
+
+func fuzzBody(contentType string) func(*testing.T, string) {
+	g := newGateway()
+	return func(t *testing.T, body string) {
+		resp := g.request("POST", "/routes", contentType, body)
+		if resp.StatusCode >= 500 {
+			answer, _ := io.ReadAll(resp.Body)
+			t.Fatal(fmt.Sprintf("%d %s", resp.StatusCode, answer))
+		}
+	}
+}
+
+// FuzzRouteForm and FuzzPluginJSON: no body is answered with a server error.
+func FuzzRouteForm(f *testing.F) {
+	f.Add("paths[]=/a&hosts=x,y&headers[x][]=1&service.id=1")
+	f.Add("sources[1].ip=1.2.3.4&protocols=tcp&sources[].port=9")
+	f.Fuzz(fuzzBody("application/x-www-form-urlencoded"))
+}
+
+func FuzzPluginJSON(f *testing.F) {
+	f.Add(`{"name":"jwt","config":{"claims_to_verify":["exp"],"maximum_expiration":3}}`)
+	f.Add(`{"name":"acl","config":{"allow":[]},"consumer":{"username":"x"}}`)
+	g := newGateway()
+	f.Fuzz(func(t *testing.T, body string) {
+		for _, path := range []string{"/plugins", "/schemas/plugins/validate"} {
+			if resp := g.request("POST", path, "application/json", body); resp.StatusCode >= 500 {
+				answer, _ := io.ReadAll(resp.Body)
+				t.Fatalf("%s: %d %s", path, resp.StatusCode, answer)
+			}
+		}
+	})
+}

@@ -1,0 +1,285 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	"concord/fsm/command"
+	"concord/fsm/entity"
+	"concord/fsm/schema"
+	"concord/fsm/state"
+)
+
+// maxTTL is Kong's limit on the lifetime of a row, in seconds.
+const maxTTL = 100_000_000
+
+// plan is a mutation worked out against one view: what to append, and what to answer once it is applied.
+type plan struct {
+	puts   []command.Put
+	answer []byte // the entity as the client will see it
+	hint   string
+	index  uint64 // of the view
+	now    int64  // Unix milliseconds by which it was judged what has expired
+}
+
+// planner works out one mutation.
+type planner struct {
+	s     *Service
+	view  *state.View // hides expired rows, which make room in the machine as well
+	now   time.Time
+	m     Mutation
+	table state.AnyTable
+	def   entity.Def
+	plan  plan
+}
+
+func (s *Service) plan(ctx context.Context, view *state.View, m Mutation) (*plan, error) {
+	table, ok := s.tables[m.Target.Entity]
+	if !ok {
+		return nil, notFound()
+	}
+	now := time.Now()
+	p := &planner{s: s, view: view.At(now.UnixMilli()), now: now, m: m, table: table, def: table.Def()}
+	p.plan.index, p.plan.now = view.Index(), now.UnixMilli()
+	if err := p.run(ctx); err != nil {
+		return nil, err
+	}
+	return &p.plan, nil
+}
+
+func (p *planner) run(ctx context.Context) error {
+	l := p.s.lookup(p.view)
+	place, err := l.place(p.m.Target, p.m.Verb)
+	if err != nil {
+		return err
+	}
+	current, found := place.row, place.found
+	if p.m.Verb == Delete {
+		if !found {
+			if p.m.Target.Parent != nil {
+				return notFound()
+			}
+			return nil
+		}
+		return p.remove(current)
+	}
+	if p.m.Verb == Update && !found {
+		return l.missing(p.m.Target)
+	}
+
+	var stored schema.Record
+	if found {
+		if stored, err = p.s.record(p.table, current); err != nil {
+			return err
+		}
+	}
+	body, err := p.body(stored, place.fixed)
+	if err != nil {
+		return err
+	}
+	switch {
+	case p.m.Verb == Update:
+		delete(body, "id")
+	case found:
+		body["id"] = current.ID.String()
+	}
+	rec, expires, err := p.prepare(body, stored, current.ExpiresAt)
+	if err != nil {
+		return err
+	}
+	text, _ := rec["id"].(string)
+	id, err := state.ParseID(text)
+	if err != nil {
+		return violation(schema.Errors{"id": "expected a valid UUID"})
+	}
+	rec["id"] = id.String()
+	put := command.Put{Table: p.table.Number(), ID: id, IfIndex: current.Index, Expires: expires}
+	if !found {
+		put.IfIndex = command.IfAbsent
+		if _, taken := p.table.Get(p.view, id); taken {
+			return refuse(PrimaryKeyTaken, map[string]any{"id": rec["id"]}, "primary key violation on key '{id=%q}'", rec["id"])
+		}
+	}
+	if err := p.checkForeign(rec); err != nil {
+		return err
+	}
+	if p.def.Transform != nil {
+		if rec, err = p.def.Transform(rec, stored); err != nil {
+			return invalid(err)
+		}
+	}
+	if err := p.checkUnique(rec, id); err != nil {
+		return err
+	}
+	if errs := p.s.related(p.view, p.def, rec); errs != nil {
+		return violation(errs)
+	}
+	clear, err := p.seal(&put, rec)
+	if err != nil {
+		return err
+	}
+	p.plan.puts = append(p.plan.puts, put)
+	if err := p.associate(place, rec["id"].(string)); err != nil {
+		return err
+	}
+	if err := p.build(ctx, id, current, found, clear); err != nil {
+		return err
+	}
+	p.plan.answer = withTTL(p.def, clear, expires, p.now)
+	p.plan.hint = adviceFor(p.m, p.def, rec)
+	return nil
+}
+
+// body is the client's record with typed values and resolved references. What the URL says (fixed) wins.
+func (p *planner) body(stored, fixed schema.Record) (schema.Record, error) {
+	body := schema.Record{}
+	maps.Copy(body, p.m.Body)
+	if p.m.Form {
+		// A PATCH need not name the plugin whose schema types the values: the stored row does.
+		key := p.def.Schema.SubKey
+		_, named := body[key]
+		if key != "" && !named && stored != nil {
+			body[key] = stored[key]
+		}
+		body = p.def.Schema.Coerce(body, p.s.o.Plugins)
+		if !named {
+			delete(body, key)
+		}
+	}
+	if _, ok := body["ttl"]; ok && !p.def.Schema.TTL {
+		text := "cannot be used with '" + p.def.Schema.Name + "'"
+		e := refuse(InvalidOptions, nil, "invalid option (ttl: %s)", text)
+		e.Options = map[string]any{"ttl": text}
+		return nil, e
+	}
+	maps.Copy(body, fixed)
+	if err := p.resolveForeign(body); err != nil {
+		return nil, err
+	}
+	return body, nil
+}
+
+// prepare validates and completes the record and takes its lifetime out of it.
+func (p *planner) prepare(body, stored schema.Record, expires int64) (schema.Record, int64, error) {
+	o := schema.Options{Auto: p.s.auto, Sub: p.s.o.Plugins}
+	switch p.m.Verb {
+	case Create:
+		o.Mode = schema.Insert
+	case Update:
+		o.Mode, o.Current = schema.Update, stored
+	case Upsert:
+		o.Mode = schema.Upsert
+		expires = 0
+	}
+	ttl, given := body["ttl"]
+	rec, errs := check(p.def.Schema, body, o)
+	if len(errs) > 0 {
+		return nil, 0, violation(errs).withHint(p.unknownFieldHint(errs))
+	}
+	delete(rec, "ttl")
+	if given {
+		expires = 0
+		if seconds, _ := ttl.(float64); seconds > 0 {
+			expires = p.now.UnixMilli() + int64(seconds)*1000
+		}
+	}
+	return rec, expires, nil
+}
+
+// check prepares a record and looks at its lifetime, which is not a field of the row.
+func check(sch *schema.Schema, body schema.Record, o schema.Options) (schema.Record, schema.Errors) {
+	rec, errs := sch.Prepare(body, o)
+	text := ""
+	switch ttl := body["ttl"].(type) {
+	case nil:
+	case float64:
+		if ttl != float64(int64(ttl)) {
+			text = "expected an integer"
+		} else if ttl < 0 || ttl > maxTTL {
+			text = fmt.Sprintf("value should be between 0 and %d", maxTTL)
+		}
+	default:
+		text = "expected an integer"
+	}
+	if text != "" {
+		if errs == nil {
+			errs = schema.Errors{}
+		}
+		errs["ttl"] = text
+	}
+	return rec, errs
+}
+
+// seal fills in put.Raw and returns the same record in clear.
+func (p *planner) seal(put *command.Put, rec schema.Record) ([]byte, error) {
+	clear, err := schema.Encode(rec)
+	if err != nil {
+		return nil, err
+	}
+	keys := p.s.o.Machine.Keys()
+	sealed, err := p.def.Schema.MapSecrets(rec, p.s.o.Plugins, func(_, v string) (any, error) { return keys.Seal(put.Table, put.ID, v) })
+	if err != nil {
+		return nil, err
+	}
+	put.Raw, err = schema.Encode(sealed)
+	return clear, err
+}
+
+// associate points the parent at a target that was made through /{parent}/{p}/{field}.
+func (p *planner) associate(place place, id string) error {
+	parent := p.m.Target.Parent
+	if parent == nil || !parent.Owner || place.found {
+		return nil
+	}
+	table := p.s.tables[parent.Entity]
+	rec, err := p.s.record(table, place.parent)
+	if err != nil {
+		return err
+	}
+	rec[parent.Field] = schema.Record{"id": id}
+	put := command.Put{Table: table.Number(), ID: place.parent.ID, IfIndex: place.parent.Index, Expires: place.parent.ExpiresAt}
+	owner := &planner{s: p.s, view: p.view, now: p.now, table: table, def: table.Def()}
+	if _, err := owner.seal(&put, rec); err != nil {
+		return err
+	}
+	p.plan.puts = append(p.plan.puts, put)
+	return nil
+}
+
+// build has the data plane try what the change would make it build.
+func (p *planner) build(ctx context.Context, id state.ID, current state.AnyRow, found bool, clear []byte) error {
+	if p.s.o.DryBuild == nil {
+		return nil
+	}
+	val := p.def.New()
+	if err := json.Unmarshal(clear, val); err != nil {
+		return err
+	}
+	change := state.Change{Table: p.table.Number(), ID: id, New: val}
+	if found {
+		change.Old = current.Val
+	}
+	if err := p.s.o.DryBuild(ctx, []state.Change{change}); err != nil {
+		return invalid(err)
+	}
+	return nil
+}
+
+// remove deletes a row. What refers to it with cascade or set-null follows in the machine; restrict is refused.
+func (p *planner) remove(row state.AnyRow) error {
+	for _, t := range p.s.store.Tables() {
+		for _, f := range t.Def().Schema.ForeignFields() {
+			if f.Ref != p.def.Schema.Name || f.OnDelete == schema.Cascade || f.OnDelete == schema.SetNull {
+				continue
+			}
+			for by := range t.Scan(p.view, f.Name, row.ID.String(), state.ID{}) {
+				return referenced(p.def.Schema.Name, t.Name()).withHint("first delete or detach " + t.Name() + " " + by.ID.String())
+			}
+		}
+	}
+	p.plan.puts = []command.Put{{Table: p.table.Number(), ID: row.ID, IfIndex: row.Index}}
+	return nil
+}
