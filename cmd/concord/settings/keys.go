@@ -1,0 +1,111 @@
+package settings
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Key is one setting.
+type Key struct {
+	Name    string
+	Default string
+	Form    string // kind of value, for the reference page
+	Doc     string
+	Live    bool // a reload takes it over; the others need a restart
+	Secret  bool
+
+	set setter
+}
+
+// group is a heading of the reference page with its keys.
+type group struct {
+	Title string
+	Keys  []Key
+}
+
+func groups() []group {
+	return []group{
+		{"The node", []Key{
+			{Name: "prefix", Default: "/var/lib/concord", Form: "path", set: text(func(s *Settings) *string { return &s.Prefix }),
+				Doc: "Directory of everything the node writes: the log of the cluster, snapshots, keys, certificates, its logs and its pid file. One node per directory; a relative path starts at the working directory."},
+			{Name: "node_name", Form: "name", set: name,
+				Doc: "How the node is called in `gwctl cluster status` and in logs. Empty: the host's name."},
+			{Name: "log_level", Default: "notice", Form: "debug, info, notice, warn, error, crit, alert, emerg", Live: true, set: level,
+				Doc: "The least serious messages that are logged."},
+			{Name: "proxy_error_log", Default: "logs/error.log", Form: "path", set: path(func(s *Settings) *string { return &s.ErrorLog }),
+				Doc: "Where `concord start` sends the node's log. `concord run` logs on standard error."},
+			{Name: "proxy_access_log", Default: "logs/access.log", Form: "path or off", set: path(func(s *Settings) *string { return &s.ProxyAccessLog }),
+				Doc: "One line for each proxied request. A reload opens the file anew, for log rotation."},
+			{Name: "admin_access_log", Default: "logs/admin_access.log", Form: "path or off", set: path(func(s *Settings) *string { return &s.AdminAccessLog }),
+				Doc: "One line for each request to the Admin API. A reload opens the file anew."},
+			{Name: "shutdown_timeout", Default: "10", Form: "seconds", set: seconds(func(s *Settings) *time.Duration { return &s.DrainTimeout }),
+				Doc: "How long running requests may take to finish when the node is stopped."},
+			{Name: "plugins", Default: "bundled", Form: "list", set: list(func(s *Settings) *[]string { return &s.Plugins }),
+				Doc: "The plugins that may be used: names, `bundled` for all that come with the gateway, or `off`."},
+		}},
+		{"Listeners", []Key{
+			{Name: "proxy_listen", Default: "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.ProxyListen }),
+				Doc: "Where clients send their requests."},
+			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.AdminListen }),
+				Doc: "The Admin API. Only loopback addresses are accepted: it has no credentials yet, so the node refuses to start on any other."},
+			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.GUIListen }),
+				Doc: "Kept for the web console; this version has none and opens nothing."},
+			{Name: "status_listen", Default: "127.0.0.1:8007", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.StatusListen }),
+				Doc: "`GET /status` and `GET /status/ready` for load balancers and monitoring."},
+			{Name: "ssl_cert", Form: "path or PEM", set: func(s *Settings, v string) error { s.SSLCert = certificate(s, v); return nil },
+				Doc: "Certificate chain of the TLS proxy listeners. Without it the node makes a self-signed one in the prefix."},
+			{Name: "ssl_cert_key", Form: "path or PEM", Secret: true, set: func(s *Settings, v string) error { s.SSLCertKey = NewSecret(certificate(s, v)); return nil },
+				Doc: "Key of `ssl_cert`."},
+			{Name: "admin_ssl_cert", Form: "path or PEM", set: func(s *Settings, v string) error { s.AdminSSLCert = certificate(s, v); return nil },
+				Doc: "Certificate chain of the TLS Admin listeners."},
+			{Name: "admin_ssl_cert_key", Form: "path or PEM", Secret: true, set: func(s *Settings, v string) error { s.AdminSSLCertKey = NewSecret(certificate(s, v)); return nil },
+				Doc: "Key of `admin_ssl_cert`."},
+		}},
+		{"Admin API", []Key{
+			{Name: "admin_allowed_hosts", Form: "list", set: list(func(s *Settings) *[]string { return &s.AdminAllowedHosts }),
+				Doc: "Host names, besides localhost and the listeners' addresses, under which browsers may call the Admin API."},
+			{Name: "admin_gui_url", Form: "list of URLs", set: list(func(s *Settings) *[]string { return &s.AdminAllowedOrigins }),
+				Doc: "Origins whose pages may call the Admin API from a browser."},
+		}},
+		{"Cluster", []Key{
+			{Name: "cluster_listen", Default: "0.0.0.0:7373", Form: "address", set: address(true, func(s *Settings) *string { return &s.ClusterListen }),
+				Doc: "TCP address for the other nodes; always TLS 1.3 with certificates of the cluster."},
+			{Name: "cluster_advertise", Form: "address", set: address(false, func(s *Settings) *string { return &s.ClusterAdvertise }),
+				Doc: "The address under which other nodes reach `cluster_listen`. Empty: found from the interfaces."},
+			{Name: "gossip_listen", Default: "0.0.0.0:7946", Form: "address", set: address(true, func(s *Settings) *string { return &s.GossipListen }),
+				Doc: "TCP and UDP address of the encrypted gossip among nodes."},
+			{Name: "gossip_advertise", Form: "address", set: address(false, func(s *Settings) *string { return &s.GossipAdvertise }),
+				Doc: "The address under which other nodes reach `gossip_listen`."},
+		}},
+		{"Proxy", []Key{
+			{Name: "trusted_ips", Form: "list of addresses and ranges", Live: true, set: networks(func(s *Settings) *[]netip.Prefix { return &s.TrustedIPs }),
+				Doc: "Peers whose X-Forwarded-* headers and real_ip_header are believed. `0.0.0.0/0,::/0` trusts everybody."},
+			{Name: "real_ip_header", Default: "X-Real-IP", Form: "header name, or proxy_protocol", Live: true, set: text(func(s *Settings) *string { return &s.RealIPHeader }),
+				Doc: "Where a trusted peer says whose request it passes on."},
+			{Name: "real_ip_recursive", Default: off, Form: "on or off", Live: true, set: boolean(func(s *Settings) *bool { return &s.RealIPRecursive }),
+				Doc: "Take the last address in that header that is not trusted itself, instead of the last one."},
+			{Name: "headers", Default: "server_tokens, latency_tokens, X-Kong-Request-Id", Form: "list or off", Live: true,
+				set: list(func(s *Settings) *[]string { return &s.Headers }, "server_tokens", "latency_tokens", "Server", "Via", "X-Kong-Proxy-Latency", "X-Kong-Response-Latency", "X-Kong-Admin-Latency", "X-Kong-Upstream-Latency", "X-Kong-Upstream-Status", "X-Kong-Request-Id"),
+				Doc: "Headers the gateway adds to responses."},
+			{Name: "headers_upstream", Default: "X-Kong-Request-Id", Form: "list or off", Live: true, set: list(func(s *Settings) *[]string { return &s.HeadersUpstream }, "X-Kong-Request-Id"),
+				Doc: "Headers the gateway adds to upstream requests."},
+			{Name: "error_default_type", Default: "text/plain", Form: "text/plain, text/html, application/json, application/xml", Live: true, set: errorType,
+				Doc: "Type of the gateway's own error bodies when the client accepts anything."},
+			{Name: "upstream_keepalive_pool_size", Default: "512", Form: "number", set: integer(0, 1<<20, func(s *Settings) *int { return &s.UpstreamKeepalivePoolSize }),
+				Doc: "Idle connections kept for each upstream address; 0 keeps none."},
+			{Name: "upstream_keepalive_max_requests", Default: "10000", Form: "number", set: integer(0, 1<<30, func(s *Settings) *int { return &s.UpstreamKeepaliveMaxRequests }),
+				Doc: "Requests after which an upstream connection is closed; 0 for no limit."},
+			{Name: "upstream_keepalive_idle_timeout", Default: "60", Form: "seconds", set: seconds(func(s *Settings) *time.Duration { return &s.UpstreamKeepaliveIdleTimeout }),
+				Doc: "Idle time after which an upstream connection is closed; 0 for no limit."},
+		}},
+	}
+}
+
+// Keys is every key, in the order of the reference page.
+func Keys() []Key {
+	var out []Key
+	for _, g := range groups() {
+		out = append(out, g.Keys...)
+	}
+	return out
+}

@@ -1,0 +1,292 @@
+package settings
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func load(t *testing.T, conf string, env ...string) (*Settings, []Warning, error) {
+	t.Helper()
+	f := filepath.Join(t.TempDir(), "kong.conf")
+	if err := os.WriteFile(f, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(Args{Conf: f}, env)
+}
+
+func TestDefaults(t *testing.T) {
+	s, warnings, err := load(t, "")
+	if err != nil || len(warnings) != 0 {
+		t.Fatal(warnings, err)
+	}
+	type fixed struct {
+		Prefix, Cluster, Gossip, AccessLog string
+		Proxy, Admin, GUI, Status          []Listener
+		Level                              slog.Level
+		Keepalive                          time.Duration
+	}
+	want := fixed{
+		Prefix: "/var/lib/concord", Cluster: "0.0.0.0:7373", Gossip: "0.0.0.0:7946", AccessLog: "/var/lib/concord/logs/access.log",
+		Proxy:  []Listener{{Host: "0.0.0.0", Port: 8000}, {Host: "0.0.0.0", Port: 8443, SSL: true, HTTP2: true}},
+		Admin:  []Listener{{Host: "127.0.0.1", Port: 8001}, {Host: "127.0.0.1", Port: 8444, SSL: true, HTTP2: true}},
+		GUI:    []Listener{{Host: "127.0.0.1", Port: 8002}},
+		Status: []Listener{{Host: "127.0.0.1", Port: 8007}},
+		Level:  slog.LevelInfo + 2, Keepalive: time.Minute,
+	}
+	got := fixed{s.Prefix, s.ClusterListen, s.GossipListen, s.ProxyAccessLog, s.ProxyListen, s.AdminListen, s.GUIListen, s.StatusListen, s.LogLevel,
+		s.UpstreamKeepaliveIdleTimeout}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if s.NodeName == "" {
+		t.Error("node_name has no default")
+	}
+}
+
+func TestPrecedence(t *testing.T) {
+	conf := "log_level = warn\nnode_name = file\nprefix = from-file # comment\n"
+	tests := []struct {
+		name  string
+		args  Args
+		env   []string
+		level slog.Level
+		node  string
+	}{
+		{"file over default", Args{}, nil, slog.LevelWarn, "file"},
+		{"KONG over file", Args{}, []string{"KONG_LOG_LEVEL=error", "KONG_NODE_NAME=kong"}, slog.LevelError, "kong"},
+		{"CONCORD over KONG, whatever the order", Args{}, []string{"CONCORD_LOG_LEVEL=info", "KONG_LOG_LEVEL=error"}, slog.LevelInfo, "file"},
+		{"arguments over all", Args{LogLevel: "debug"}, []string{"CONCORD_LOG_LEVEL=info"}, slog.LevelDebug, "file"},
+		{"an empty variable means the default", Args{}, []string{"CONCORD_LOG_LEVEL="}, LevelNotice, "file"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := filepath.Join(t.TempDir(), "c.conf")
+			if err := os.WriteFile(f, []byte(conf), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			tt.args.Conf = f
+			s, _, err := Load(tt.args, tt.env)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.LogLevel != tt.level || s.NodeName != tt.node || !filepath.IsAbs(s.Prefix) || filepath.Base(s.Prefix) != "from-file" {
+				t.Errorf("level %v, node %q, prefix %q", s.LogLevel, s.NodeName, s.Prefix)
+			}
+		})
+	}
+}
+
+func TestConfSyntax(t *testing.T) {
+	got, err := parseConf("kong.conf", strings.Join([]string{
+		"# a comment", "", "  ssl_cert_key =  a\\#b  # trailing", "proxy_listen=0.0.0.0:80, 0.0.0.0:443 ssl\r", "empty =", "twice = 1", "twice = 2",
+		"equals = a=b", "back = c:\\dir"}, "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"ssl_cert_key": "a#b", "proxy_listen": "0.0.0.0:80, 0.0.0.0:443 ssl", "empty": "", "twice": "2", "equals": "a=b", "back": "c:\\dir"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	for _, bad := range []string{"no equals sign", "= value", "two words = 1"} {
+		if _, err := parseConf("kong.conf", "\n"+bad); err == nil || !strings.Contains(err.Error(), "kong.conf:2") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	tests := []struct {
+		name, line string
+		got        func(*Settings) any
+		want       any
+	}{
+		{"off", "proxy_listen = off", func(s *Settings) any { return len(s.ProxyListen) }, 0},
+		{"flags", "proxy_listen = [::]:8000 reuseport backlog=16384 deferred, localhost:0 http2 ssl proxy_protocol", func(s *Settings) any { return s.ProxyListen },
+			[]Listener{{Host: "::", Port: 8000, ReusePort: true, Backlog: 16384}, {Host: "localhost", SSL: true, HTTP2: true, ProxyProtocol: true}}},
+		{"networks", "trusted_ips = 10.1.2.3/8, ::1, unix:,192.168.0.1", func(s *Settings) any { return fmt.Sprint(s.TrustedIPs) }, "[10.0.0.0/8 ::1/128 192.168.0.1/32]"},
+		{"boolean", "real_ip_recursive = on", func(s *Settings) any { return s.RealIPRecursive }, true},
+		{"seconds", "upstream_keepalive_idle_timeout = 1.5", func(s *Settings) any { return s.UpstreamKeepaliveIdleTimeout }, 1500 * time.Millisecond},
+		{"seconds with unit", "upstream_keepalive_idle_timeout = 5m", func(s *Settings) any { return s.UpstreamKeepaliveIdleTimeout }, 5 * time.Minute},
+		{"log off", "proxy_access_log = off", func(s *Settings) any { return s.ProxyAccessLog }, ""},
+		{"absolute log", "proxy_access_log = /dev/stdout", func(s *Settings) any { return s.ProxyAccessLog }, "/dev/stdout"},
+		{"headers off", "headers = off", func(s *Settings) any { return len(s.Headers) }, 0},
+		{"crit", "log_level = emerg", func(s *Settings) any { return LevelName(s.LogLevel) }, "crit"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, _, err := load(t, tt.line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tt.want, tt.got(s)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestBadValues(t *testing.T) {
+	tests := []struct{ name, line, reason string }{
+		{"level", "log_level = zz", `"zz" is not a log level (debug, info, notice, warn, error, crit, alert, emerg)`},
+		{"port", "proxy_listen = 0.0.0.0:99999", "is not an address such as 0.0.0.0:8000"},
+		{"no port", "status_listen = 127.0.0.1", "is not an address"},
+		{"bare IPv6", "proxy_listen = ::1:8000", "is not an address"},
+		{"flag", "admin_listen = 127.0.0.1:8001 tls", `"tls" is not a listener flag`},
+		{"off and more", "proxy_listen = 0.0.0.0:1, off", "write off alone"},
+		{"nothing", "proxy_listen = ,", "write off"},
+		{"backlog", "proxy_listen = 0.0.0.0:1 backlog=x", "backlog=16384"},
+		{"network", "trusted_ips = 10.0.0.0/33", "range such as 10.0.0.0/8"},
+		{"boolean", "real_ip_recursive = maybe", "neither on nor off"},
+		{"seconds", "upstream_keepalive_idle_timeout = soon", "number of seconds"},
+		{"negative seconds", "upstream_keepalive_idle_timeout = -1", "number of seconds"},
+		{"not a number", "upstream_keepalive_idle_timeout = NaN", "number of seconds"},
+		{"integer", "upstream_keepalive_pool_size = 1e3", "whole number"},
+		{"advertise any", "cluster_advertise = 0.0.0.0:7373", "nobody can connect to"},
+		{"name", "node_name = a b", "not a node name"},
+		{"headers", "headers = X-Other", `"X-Other" is not known`},
+		{"error type", "error_default_type = text/csv", "text/html"},
+		{"vault", "node_name = {vault://env/name}", "CONCORD_NODE_NAME"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := load(t, tt.line)
+			key, _, _ := strings.Cut(tt.line, " ")
+			if err == nil || !strings.Contains(err.Error(), tt.reason) || !strings.HasPrefix(err.Error(), key+" has an invalid value: ") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	t.Run("all at once, with their source", func(t *testing.T) {
+		_, _, err := load(t, "log_level = zz", "KONG_NODE_NAME=a b")
+		if err == nil || !strings.Contains(err.Error(), "kong.conf)") || !strings.Contains(err.Error(), "(set by KONG_NODE_NAME)") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("certificate without key", func(t *testing.T) {
+		if _, _, err := load(t, "ssl_cert = a.pem"); err == nil || !strings.Contains(err.Error(), "ssl_cert_key go together") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("one address twice", func(t *testing.T) {
+		if _, _, err := load(t, "status_listen = 127.0.0.1:8001"); err == nil || !strings.Contains(err.Error(), "already used by admin_listen") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("file that is not there", func(t *testing.T) {
+		if _, _, err := Load(Args{Conf: "/nonexistent/kong.conf"}, nil); err == nil || !strings.Contains(err.Error(), "/nonexistent/kong.conf") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestIgnored(t *testing.T) {
+	_, warnings, err := load(t, "pg_host = db\npg_password = planted-secret\nlog_lvl = debug\nanonymous_reports = off\nnginx_worker_processes = 2\n", "KONG_DATABASE=off", "CONCORD_FOO_BAR=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Warning{"ignored settings: anonymous_reports: nothing is ever reported to anybody; database, pg_host, pg_password: the cluster keeps the configuration, there is no database; " +
+		"nginx_worker_processes: there is no nginx inside; foo_bar, log_lvl (did you mean log_level?): unknown"}
+	if d := cmp.Diff(want, warnings); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestIgnoredKeysAreNotKeys(t *testing.T) {
+	for _, k := range Keys() {
+		for _, g := range ignoredKeys() {
+			for _, i := range g.Keys {
+				if i == k.Name {
+					t.Errorf("%s is both a key and ignored", i)
+				}
+			}
+		}
+	}
+}
+
+func TestSecretsAreRedacted(t *testing.T) {
+	const planted = "-----BEGIN PRIVATE KEY-----planted"
+	s, _, err := load(t, "", "CONCORD_SSL_CERT=-----BEGIN CERTIFICATE-----", "CONCORD_SSL_CERT_KEY="+planted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.SSLCertKey.Reveal() != planted {
+		t.Fatalf("revealed %q", s.SSLCertKey.Reveal())
+	}
+	var out bytes.Buffer
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		fmt.Fprintf(&out, verb+" "+verb+"\n", s.SSLCertKey, *s)
+	}
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("settings", "key", s.SSLCertKey, "all", s)
+	if err := json.NewEncoder(&out).Encode(s); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(out.Bytes(), []byte("planted")) {
+		t.Errorf("secret shown: %s", out.String())
+	}
+	_, _, err = load(t, "", "CONCORD_SSL_CERT_KEY={vault://env/planted}")
+	if err == nil || strings.Contains(err.Error(), "planted") {
+		t.Errorf("error shows the secret or is missing: %v", err)
+	}
+}
+
+func TestChanged(t *testing.T) {
+	a, _, err := load(t, "prefix = /p\ntrusted_ips = 10.0.0.0/8\nssl_cert=a\nssl_cert_key=b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _, err := load(t, "prefix = /p\ntrusted_ips = 10.0.0.1\nssl_cert=a\nssl_cert_key=c\nlog_level=debug\nproxy_listen=off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, restart := a.Changed(b)
+	if d := cmp.Diff([]string{"log_level", "trusted_ips"}, live); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]string{"proxy_listen", "ssl_cert_key"}, restart); d != "" {
+		t.Error(d)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("proxy_listen = 0.0.0.0:8000 ssl, [::1]:9", "10.0.0.0/8")
+	f.Add("a=\\#b#c\r\n=\n[x]", "::1,unix:")
+	f.Add("upstream_keepalive_idle_timeout = 1e9", "")
+	f.Fuzz(func(t *testing.T, conf, env string) {
+		keys, err := parseConf("c", conf)
+		if err != nil {
+			return
+		}
+		var environ []string
+		for k, v := range keys {
+			environ = append(environ, "KONG_"+strings.ToUpper(k)+"="+v)
+		}
+		s, warnings, err := Load(Args{Conf: os.DevNull}, append(environ, "CONCORD_TRUSTED_IPS="+env))
+		if err != nil {
+			return
+		}
+		if len(warnings) > 1 || !filepath.IsAbs(s.Prefix) {
+			t.Errorf("%q, prefix %q", warnings, s.Prefix)
+		}
+		for _, p := range s.TrustedIPs {
+			if p != p.Masked() || p == (netip.Prefix{}) {
+				t.Errorf("network %v", p)
+			}
+		}
+		for _, l := range append(s.ProxyListen, s.AdminListen...) {
+			again := &Settings{}
+			if err := listeners(func(s *Settings) *[]Listener { return &s.ProxyListen })(again, l.String()); err != nil || again.ProxyListen[0] != l {
+				t.Errorf("%v does not survive being written: %v %v", l, again.ProxyListen, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,279 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A setter parses a key's text into its field. Its error is the reason alone; Load adds key, value and source.
+type setter func(s *Settings, v string) error
+
+func text(f func(*Settings) *string) setter {
+	return func(s *Settings, v string) error { *f(s) = v; return nil }
+}
+
+// list takes names, of the allowed ones if any are given. "off" is the empty list, not nil.
+func list(f func(*Settings) *[]string, allowed ...string) setter {
+	return func(s *Settings, v string) error {
+		*f(s) = []string{}
+		if v == off {
+			return nil
+		}
+		for _, e := range splitList(v) {
+			if len(allowed) > 0 && !slices.ContainsFunc(allowed, func(a string) bool { return strings.EqualFold(a, e) }) {
+				return fmt.Errorf("%q is not known (%s)", e, strings.Join(allowed, ", "))
+			}
+			*f(s) = append(*f(s), e)
+		}
+		return nil
+	}
+}
+
+const off = "off"
+
+// path resolves a relative path against the prefix; "off" becomes "".
+func path(f func(*Settings) *string) setter {
+	return func(s *Settings, v string) error {
+		*f(s) = ""
+		if v != off && v != "" {
+			*f(s) = resolve(s, v)
+		}
+		return nil
+	}
+}
+
+// certificate takes a path, or the PEM text itself.
+func certificate(s *Settings, v string) string {
+	if v == "" || strings.HasPrefix(strings.TrimSpace(v), "-----BEGIN ") {
+		return v
+	}
+	return resolve(s, v)
+}
+
+func resolve(s *Settings, v string) string {
+	if filepath.IsAbs(v) {
+		return v
+	}
+	return filepath.Join(s.Prefix, v)
+}
+
+func boolean(f func(*Settings) *bool) setter {
+	return func(s *Settings, v string) error {
+		switch strings.ToLower(v) {
+		case "on", "true":
+			*f(s) = true
+		case off, "false":
+			*f(s) = false
+		default:
+			return errors.New("is neither on nor off")
+		}
+		return nil
+	}
+}
+
+func integer(low, high int, f func(*Settings) *int) setter {
+	return func(s *Settings, v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < low || n > high {
+			return fmt.Errorf("is not a whole number from %d to %d", low, high)
+		}
+		*f(s) = n
+		return nil
+	}
+}
+
+// seconds takes a number of seconds, or a number with a unit (ms, s, m, h), as nginx does.
+func seconds(f func(*Settings) *time.Duration) setter {
+	return func(s *Settings, v string) error {
+		n, err := strconv.ParseFloat(v, 64)
+		d := time.Duration(n * float64(time.Second))
+		if err != nil {
+			d, err = time.ParseDuration(v)
+		}
+		if err != nil || d < 0 || n > math.MaxInt32 || math.IsNaN(n) {
+			return errors.New("is not a number of seconds such as 60, nor a time such as 500ms, 30s or 5m")
+		}
+		*f(s) = d
+		return nil
+	}
+}
+
+// The levels above slog's own: crit and what Kong has above it silence ordinary errors.
+const (
+	LevelNotice = slog.LevelInfo + 2
+	LevelCrit   = slog.LevelError + 4
+)
+
+var levels = []struct {
+	name  string
+	level slog.Level
+}{
+	{"debug", slog.LevelDebug}, {"info", slog.LevelInfo}, {"notice", LevelNotice}, {"warn", slog.LevelWarn}, {"error", slog.LevelError},
+	{"crit", LevelCrit}, {"alert", LevelCrit}, {"emerg", LevelCrit},
+}
+
+// LevelName is the word for a level, for use as slog's level text.
+func LevelName(l slog.Level) string {
+	name := levels[0].name
+	for _, e := range levels {
+		if l >= e.level && e.name != "alert" && e.name != "emerg" {
+			name = e.name
+		}
+	}
+	return name
+}
+
+func level(s *Settings, v string) error {
+	var names []string
+	for _, e := range levels {
+		if e.name == v {
+			s.LogLevel = e.level
+			return nil
+		}
+		names = append(names, e.name)
+	}
+	return fmt.Errorf("is not a log level (%s)", strings.Join(names, ", "))
+}
+
+// networks takes addresses and CIDR ranges. Kong's "unix:" has no meaning here and is left out.
+func networks(f func(*Settings) *[]netip.Prefix) setter {
+	return func(s *Settings, v string) error {
+		*f(s) = nil
+		for _, e := range splitList(v) {
+			if e == "unix:" {
+				continue
+			}
+			p, err := netip.ParsePrefix(e)
+			if err != nil {
+				a, err := netip.ParseAddr(e)
+				if err != nil {
+					return fmt.Errorf("%q is neither an IP address nor a range such as 10.0.0.0/8", e)
+				}
+				p = netip.PrefixFrom(a, a.BitLen())
+			}
+			*f(s) = append(*f(s), p.Masked())
+		}
+		return nil
+	}
+}
+
+// address takes host:port; "" is allowed where the node chooses for itself.
+func address(wild bool, f func(*Settings) *string) setter {
+	return func(s *Settings, v string) error {
+		if v != "" {
+			host, _, err := splitAddr(v)
+			if err != nil {
+				return err
+			}
+			if a, perr := netip.ParseAddr(host); !wild && perr == nil && a.IsUnspecified() {
+				return errors.New("is an address nobody can connect to: name the address under which the other nodes reach this one")
+			}
+		}
+		*f(s) = v
+		return nil
+	}
+}
+
+func splitAddr(v string) (host string, port int, err error) {
+	bad := fmt.Errorf("%q is not an address such as 0.0.0.0:8000 or [::1]:8000", v)
+	i := strings.LastIndexByte(v, ':')
+	if i <= 0 {
+		return "", 0, bad
+	}
+	host, p := v[:i], v[i+1:]
+	if h, ok := strings.CutPrefix(host, "["); ok {
+		host, ok = strings.CutSuffix(h, "]")
+		if a, aerr := netip.ParseAddr(host); !ok || aerr != nil || !a.Is6() {
+			return "", 0, bad
+		}
+	} else if strings.ContainsAny(host, ":/[] ") {
+		return "", 0, bad
+	}
+	port, err = strconv.Atoi(p)
+	if err != nil || port < 0 || port > 65535 || p[0] == '+' {
+		return "", 0, bad
+	}
+	return host, port, nil
+}
+
+// listeners takes Kong's "address:port flag flag, …". Flags that tune nginx's sockets and mean nothing here (deferred,
+// bind, ipv6only, so_keepalive) are accepted, so that a kong.conf works as it is.
+func listeners(f func(*Settings) *[]Listener) setter {
+	return func(s *Settings, v string) error {
+		*f(s) = nil
+		if v == off {
+			return nil
+		}
+		for _, e := range splitList(v) {
+			words := strings.Fields(e)
+			if words[0] == off {
+				return errors.New("mixes off with addresses: write off alone")
+			}
+			l := Listener{}
+			var err error
+			if l.Host, l.Port, err = splitAddr(words[0]); err != nil {
+				return err
+			}
+			for _, w := range words[1:] {
+				name, arg, _ := strings.Cut(w, "=")
+				switch name {
+				case "ssl":
+					l.SSL = true
+				case "http2":
+					l.HTTP2 = true
+				case "proxy_protocol":
+					l.ProxyProtocol = true
+				case "reuseport":
+					l.ReusePort = true
+				case "backlog":
+					if l.Backlog, err = strconv.Atoi(arg); err != nil || l.Backlog < 1 {
+						return fmt.Errorf("%q: the backlog is a number of connections, as in backlog=16384", w)
+					}
+				case "deferred", "bind", "ipv6only", "so_keepalive":
+				default:
+					return fmt.Errorf("%q is not a listener flag (ssl, http2, proxy_protocol, reuseport, backlog=N, deferred, bind, ipv6only, so_keepalive)", w)
+				}
+			}
+			*f(s) = append(*f(s), l)
+		}
+		if len(*f(s)) == 0 {
+			return errors.New("names no address: write off to switch the listener off")
+		}
+		return nil
+	}
+}
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$`)
+
+func name(s *Settings, v string) error {
+	if v == "" {
+		v = "concord"
+		if h, err := os.Hostname(); err == nil && nameForm.MatchString(h) {
+			v = h
+		}
+	}
+	if !nameForm.MatchString(v) {
+		return errors.New("is not a node name: use up to 64 letters, digits, dots, dashes and underscores, beginning and ending with a letter or digit")
+	}
+	s.NodeName = v
+	return nil
+}
+
+func errorType(s *Settings, v string) error {
+	types := []string{"text/plain", "text/html", "application/json", "application/xml"}
+	if !slices.Contains(types, v) {
+		return fmt.Errorf("is not a type of error body (%s)", strings.Join(types, ", "))
+	}
+	s.ErrorDefaultType = v
+	return nil
+}

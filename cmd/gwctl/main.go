@@ -1,0 +1,145 @@
+// Command gwctl operates a gateway through the Admin API of any of its nodes. It keeps no state and never talks to the
+// cluster port: what it can do, curl can do too.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "0.1.0-dev"
+
+// The exit codes.
+const (
+	exitFailed      = 1 // the node refused or failed
+	exitUsage       = 2 // the command line is wrong
+	exitUnreachable = 3 // no node answered
+	exitDegraded    = 4 // cluster status --check: not healthy
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+type usageError struct{ error }
+
+type degradedError struct{ error }
+
+func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "Error:", err)
+	switch {
+	case errors.As(err, new(usageError)):
+		return exitUsage
+	case errors.As(err, new(*unreachableError)):
+		return exitUnreachable
+	case errors.As(err, new(degradedError)):
+		return exitDegraded
+	}
+	return exitFailed
+}
+
+// options are the flags every command has.
+type options struct {
+	admin, caCert, output string
+	timeout               time.Duration
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use: "gwctl", Short: "gwctl operates a Concord gateway through its Admin API.",
+		Example: "  gwctl cluster status\n  gwctl --admin http://10.0.0.1:8001 cluster token",
+		Version: version, SilenceErrors: true, SilenceUsage: true, Args: noArgs, RunE: showHelp,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&o.admin, "admin", defaultAdmin(), "URL of a node's Admin API (variable GWCTL_ADMIN)")
+	f.StringVar(&o.caCert, "ca-cert", "", "PEM file of the authorities an https Admin API is verified against")
+	f.StringVarP(&o.output, "output", "o", "table", "table, json or yaml")
+	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long to wait for the answer")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		switch o.output {
+		case "table", "json", "yaml":
+			return nil
+		}
+		return usageError{fmt.Errorf("--output %q is none of table, json, yaml", o.output)}
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
+	})
+	root.SetHelpTemplate(helpTemplate)
+	root.SetUsageTemplate(usageTemplate)
+	root.AddCommand(clusterCmd(o))
+	return root
+}
+
+func defaultAdmin() string {
+	if a := os.Getenv("GWCTL_ADMIN"); a != "" {
+		return a
+	}
+	return "http://127.0.0.1:8001"
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s: %q is not expected here (see %[1]s --help)", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}
+
+// oneArg wants exactly one argument, called what in the message.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{fmt.Errorf("%s wants exactly one argument, %s (see %[1]s --help)", cmd.CommandPath(), what)}
+		}
+		return nil
+	}
+}
+
+// Help shows the example first: it is what most readers came for.
+const (
+	helpTemplate = `{{with .Example}}Example:
+{{. | trimTrailingWhitespaces}}
+
+{{end}}{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+
+{{end}}{{.UsageString}}`
+
+	usageTemplate = `Usage:{{if .Runnable}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} COMMAND
+
+Commands:{{range .Commands}}{{if (or .IsAvailableCommand (eq .Name "help"))}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableInheritedFlags}}
+
+Flags of every command:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+`
+)
