@@ -21,7 +21,7 @@ import (
 const maxBody = 32 << 20
 
 // probeTimeout is how long a member may take to say that it is there.
-const probeTimeout = 400 * time.Millisecond
+const probeTimeout = time.Second
 
 // HandleForward sets what runs on the leader for each Forward.
 func (n *Node) HandleForward(f func(ctx context.Context, req []byte) ([]byte, error)) {
@@ -62,7 +62,7 @@ func (n *Node) onLeader(ctx context.Context, op string, body []byte) ([]byte, er
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := seeker{membership: m, begin: begin}
-	guard := time.AfterFunc(max(t.QuorumWait-probeTimeout-100*time.Millisecond, t.QuorumWait/2), func() { s.guard(ctx, cancel) })
+	guard := time.AfterFunc(t.QuorumWait/4, func() { s.guard(ctx, cancel) })
 	defer guard.Stop()
 	for {
 		answer, err := s.try(ctx, op, body)
@@ -72,6 +72,9 @@ func (n *Node) onLeader(ctx context.Context, op string, body []byte) ([]byte, er
 				return nil, context.Cause(ctx)
 			}
 			return answer, err
+		}
+		if m.ctx.Err() != nil {
+			return nil, ErrClosed
 		}
 		s.setReason(again.Error())
 		if uncertain(again) {
@@ -95,7 +98,6 @@ func (e *againError) Unwrap() error { return e.error }
 type seeker struct {
 	*membership
 	begin time.Time
-	tries int
 	mu    sync.Mutex
 	why   string
 	hint  peer // a leader that another member named
@@ -115,19 +117,25 @@ var errNoLeader = errors.New("no leader is elected")
 func (s *seeker) setReason(r string) { s.mu.Lock(); s.why = r; s.mu.Unlock() }
 func (s *seeker) reason() string     { s.mu.Lock(); defer s.mu.Unlock(); return s.why }
 
-// guard ends the search once a majority of the voters cannot be reached: then waiting is in vain.
+// guard ends the search once a majority of the voters could not be reached for QuorumWait: then waiting longer is in vain.
 func (s *seeker) guard(ctx context.Context, cancel context.CancelCauseFunc) {
+	wait := s.opt.Tuning.QuorumWait
+	last := s.begin // when a majority was last reached
 	for ctx.Err() == nil {
-		reached, voters, hint := s.probe(ctx)
-		if reached <= voters/2 && ctx.Err() == nil {
+		pctx, done := context.WithDeadline(ctx, last.Add(wait))
+		reached, voters, hint := s.probe(pctx)
+		done()
+		s.mu.Lock()
+		s.hint = hint
+		s.mu.Unlock()
+		if reached > voters/2 {
+			last = time.Now()
+		} else if time.Since(last) >= wait && ctx.Err() == nil {
 			cancel(&NoLeaderError{Waited: time.Since(s.begin), Uncertain: s.uncertain.Load(),
 				Reason: fmt.Sprintf("%d of %d voters can be reached, a majority of %d is needed", reached, voters, voters/2+1)})
 			return
 		}
-		s.mu.Lock()
-		s.hint = hint
-		s.mu.Unlock()
-		pause(ctx, probeTimeout)
+		pause(ctx, min(100*time.Millisecond, max(time.Until(last.Add(wait)), time.Millisecond)))
 	}
 }
 
@@ -153,7 +161,6 @@ func (m *membership) probe(ctx context.Context) (reached, voters int, leader pee
 }
 
 func (s *seeker) try(ctx context.Context, op string, body []byte) ([]byte, error) {
-	s.tries++
 	if s.ready.Load() {
 		answer, err := s.lookup(op)(ctx, s.id.NodeID, body)
 		if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOutcomeUnknown) {

@@ -191,6 +191,7 @@ func (n *Node) switchTo(ctx context.Context, id identity, keys *seal.Keyring) er
 	n.port.CutAll()
 	n.machine.ResetKeys(keys)
 	n.machine.move(0)
+	ctx = context.WithoutCancel(ctx) // who asked may have gone; half-way is no place to stop
 	next, err := n.enter(ctx, id)
 	if err == nil && id.Phase == forming {
 		err = n.settle(ctx, next)
@@ -334,4 +335,3 @@ func reachable(ctx context.Context, addr string) error {
 	}
 	return c.Close()
 }
-

@@ -191,7 +191,7 @@ func (m *membership) useCertificate(key pki.Key, der []byte, caPEM string) error
 type duties struct {
 	*membership
 	begun   time.Time
-	seen    map[string]time.Time // when a node last answered
+	seen    map[string]time.Time // when a node last answered, or was first missed
 	since   map[string]time.Time // since when a non-voter has been caught up
 	expired time.Time            // when expired rows were last deleted
 }
@@ -254,9 +254,10 @@ func (d *duties) bury(ctx context.Context, _ map[string]peerStatus) error {
 	}
 	for _, s := range servers {
 		id := string(s.ID)
-		last := d.seen[id]
-		if last.IsZero() {
-			last = d.begun
+		last, known := d.seen[id]
+		if !known { // just admitted, or this node leads only now
+			d.seen[id] = time.Now()
+			continue
 		}
 		if id == d.id.NodeID || time.Since(last) < d.opt.Tuning.DeadAfter {
 			continue

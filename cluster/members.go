@@ -99,6 +99,12 @@ func (m *membership) keepCertificate() {
 	if creds == nil || time.Now().Before(creds.RenewAt()) {
 		return
 	}
+	if creds.Expired(time.Now()) { // nobody listens to this node any more, the leader neither
+		if err := m.selfIssue(); err != nil {
+			m.log.Error("the expired certificate of this node cannot be replaced", "error", err)
+		}
+		return
+	}
 	csr, err := creds.Key.Request()
 	if err != nil {
 		m.log.Error("the certificate of this node cannot be renewed", "error", err)

@@ -18,7 +18,6 @@ import (
 
 	"concord/cluster/gossip"
 	"concord/cluster/pki"
-	"concord/cluster/transport"
 	"concord/fsm/entity"
 	"concord/fsm/state"
 )
@@ -29,7 +28,7 @@ type membership struct {
 	id     identity
 	disk   *disk
 	snaps  *raft.FileSnapshotStore
-	trans  *raft.NetworkTransport
+	trans  *transportLayer
 	raft   *raft.Raft
 	gossip atomic.Pointer[gossip.Gossip]
 
@@ -48,25 +47,6 @@ type membership struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 }
-
-// stream lets raft use the peer port.
-type stream struct {
-	net.Listener
-	port *transport.Transport
-	addr string
-}
-
-func (s stream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return s.port.DialRaft(string(addr), timeout)
-}
-
-type streamAddr string
-
-func (streamAddr) Network() string  { return "tcp" }
-func (a streamAddr) String() string { return string(a) }
-
-// Addr is what raft tells the others.
-func (s stream) Addr() net.Addr { return streamAddr(s.addr) }
 
 // enter starts the membership whose files are in the node's directory.
 func (n *Node) enter(ctx context.Context, id identity) (_ *membership, err error) {
@@ -134,10 +114,7 @@ func (m *membership) openStores(ctx context.Context) (fresh bool, err error) {
 	if m.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, 2, logger); err != nil {
 		return false, fmt.Errorf("%s: %w", dir, err)
 	}
-	m.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream{m.port.Raft(), m.port, m.advertise}, MaxPool: 3, Logger: logger,
-		Timeout: min(10*time.Second, 10*m.opt.Tuning.HeartbeatTimeout), MsgpackUseNewTimeFormat: true,
-	})
+	m.trans = newTransportLayer(stream{m.port.Raft(), m.port, m.advertise}, logger, min(10*time.Second, 10*m.opt.Tuning.HeartbeatTimeout))
 	rec := recovery{dir: dir, machine: m.machine, log: m.disk, snaps: m.snaps, trans: m.trans, fetch: m.fetchSnapshot}
 	return fresh, rec.run(ctx)
 }
@@ -175,8 +152,13 @@ func (m *membership) startRaft(fresh bool) error {
 			return err
 		}
 	}
-	m.raft, err = raft.NewRaft(c, m.machine, cache, m.disk, m.snaps, m.trans)
-	return err
+	if m.raft, err = raft.NewRaft(c, m.machine, cache, m.disk, m.snaps, m.trans); err != nil {
+		return err
+	}
+	if m.alone() {
+		m.trans.elect()
+	}
+	return nil
 }
 
 // stop ends the membership. Politely: the others are told, rather than left to find out.
@@ -316,7 +298,7 @@ func (m *membership) keepGossip() {
 	g := m.gossip.Load()
 	if g == nil {
 		g, err = gossip.Start(gossip.Options{
-			NodeID: m.id.NodeID, Label: m.id.ClusterID, Listen: m.opt.GossipListen, Advertise: m.opt.GossipAdvertise, Keys: keys,
+			NodeID: m.id.NodeID, Label: m.id.ClusterID, Listen: m.opt.GossipListen, Advertise: m.gossipAdvertise(), Keys: keys,
 			Meta: gossip.Meta{Name: m.opt.Name, Version: m.opt.Version, Level: m.opt.Level, Address: m.advertise},
 			Fast: m.opt.Tuning.HeartbeatTimeout < 500*time.Millisecond, Log: m.log,
 		})
@@ -353,6 +335,19 @@ func (m *membership) keepGossip() {
 			}
 		})
 	}
+}
+
+// gossipAdvertise is the host of the peer port where the gossip port is bound to a wildcard: memberlist would demand a private address.
+func (m *membership) gossipAdvertise() string {
+	host, port, err := net.SplitHostPort(m.opt.GossipListen)
+	if ip := net.ParseIP(host); m.opt.GossipAdvertise != "" || err != nil || host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return m.opt.GossipAdvertise
+	}
+	host, _, err = net.SplitHostPort(m.advertise)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
 }
 
 func (m *membership) keepPeers() {

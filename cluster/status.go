@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Status asks every node how it is. A node that does not answer within 400 ms is not alive.
+// Status asks every node how it is. A node that does not answer within a second is not alive.
 func (n *Node) Status(ctx context.Context) Status {
 	m, err := n.membership()
 	if err != nil {

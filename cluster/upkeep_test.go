@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sort"
 	"testing"
@@ -64,13 +65,13 @@ func TestAnotherAddress(t *testing.T) {
 
 func TestDeadNodesAreRemoved(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 5, func(o *Options) { o.Tuning.DeadAfter = 2 * time.Second })
+	nodes := startCluster(t, 5, func(o *Options) { o.Tuning.DeadAfter = 1500 * time.Millisecond })
 	nodes[4].kill()
 	waitVoters(t, nodes[:4], 4)
 	nodes[3].kill()
 	waitVoters(t, nodes[:3], 3)
 	nodes[2].kill()
-	time.Sleep(3 * time.Second)
+	time.Sleep(2500 * time.Millisecond)
 	if s := nodes[0].Status(context.Background()); len(s.Nodes) != 3 {
 		t.Errorf("fewer voters than the minimum are left: %+v", s)
 	}
@@ -79,7 +80,7 @@ func TestDeadNodesAreRemoved(t *testing.T) {
 
 func TestCertificateIsRenewed(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 6 * time.Second })
+	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 3 * time.Second })
 	first := map[string]string{}
 	for _, n := range nodes {
 		first[n.ID()] = n.port.Credentials().Leaf.SerialNumber.String()
@@ -100,7 +101,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 	for _, n := range nodes {
 		n.close()
 	}
-	time.Sleep(6500 * time.Millisecond)
+	time.Sleep(3200 * time.Millisecond)
 	for _, n := range nodes {
 		n.restart()
 	}
@@ -196,5 +197,46 @@ func TestGossipSeesEveryone(t *testing.T) {
 		} else {
 			t.Log(err)
 		}
+	}
+}
+
+// TestGracefulStop: writes go on while the leader shuts down.
+func TestGracefulStop(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3, nil)
+	leader := leaderOf(t, nodes)
+	writer := others(nodes, leader)[0]
+	done := make(chan time.Duration)
+	go func() {
+		var worst time.Duration
+		for i := range 100 {
+			begin := time.Now()
+			if _, err := writer.write(fmt.Sprint("g", i)); err != nil {
+				t.Errorf("write %d: %v", i, err)
+			}
+			worst = max(worst, time.Since(begin))
+			time.Sleep(5 * time.Millisecond)
+		}
+		done <- worst
+	}()
+	time.Sleep(100 * time.Millisecond)
+	leader.close()
+	t.Log("longest write during the stop:", <-done)
+	leader.restart()
+	leader.mustHave(writer.machine.Store().View().Index(), "g0", "g50", "g99")
+}
+
+// TestWildcard: nodes bound to all addresses find each other by one that exists.
+func TestWildcard(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 2, func(o *Options) { o.Listen, o.GossipListen = "0.0.0.0:0", "0.0.0.0:0" })
+	for _, n := range nodes {
+		row, _ := n.rows.node(n.ID())
+		for _, addr := range []string{n.Address(), row.Val.GossipAddress} {
+			if host, port, err := net.SplitHostPort(addr); err != nil || net.ParseIP(host).IsUnspecified() || port == "0" {
+				t.Errorf("%s advertises %s", n.opt.Name, addr)
+			}
+		}
+		n.mustWrite("w" + n.opt.Name)
 	}
 }

@@ -6,6 +6,8 @@
 package fsm
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -404,9 +406,6 @@ func (t *txn) cascade() error {
 
 // clear sets the foreign field of a row to null.
 func (t *txn) clear(ref reference, r state.AnyRow) error {
-	if _, found := t.tx.Get(ref.table, r.ID); !found { // it had expired and made room for the row cleared before it
-		return nil
-	}
 	raw, err := setNull(r.Raw, ref.field)
 	if err != nil {
 		return &state.RowError{Table: t.names[ref.table], ID: r.ID, Err: err}
@@ -417,6 +416,22 @@ func (t *txn) clear(ref reference, r state.AnyRow) error {
 	}
 	t.keys = append(t.keys, Key{ref.table, r.ID})
 	return t.set(d)
+}
+
+// setNull sets a member of a row's canonical JSON to null and leaves everything else as it is, to the byte.
+func setNull(raw []byte, field string) ([]byte, error) {
+	var rec map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &rec); err != nil {
+		return nil, err
+	}
+	rec[field] = json.RawMessage("null")
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out) // sorts the members, as canonical JSON does
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(rec); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
 }
 
 // expire deletes up to limit rows that expire before the time, oldest first over all tables. A row that another one holds by a

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -307,20 +306,4 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 
 func (b *bodyReader) intact() bool {
 	return b.have == len(b.tail) && bytes.Equal(b.sum.Sum(nil), b.tail[:])
-}
-
-// setNull sets a member of a row's canonical JSON to null and leaves everything else as it is, to the byte.
-func setNull(raw []byte, field string) ([]byte, error) {
-	var rec map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &rec); err != nil {
-		return nil, err
-	}
-	rec[field] = json.RawMessage("null")
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out) // sorts the members, as canonical JSON does
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(rec); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
 }

@@ -198,21 +198,23 @@ func serveOne(h *proxy.Handler, x *exchange.Exchange, path string) int {
 	return status
 }
 
-func quickHandler(t testing.TB, log *proxy.AccessLog, plugins ...plugin.Plugin) (*proxy.Handler, *fx.DB) {
+func quickHandler(t testing.TB, log *proxy.AccessLog) *proxy.Handler {
 	db := fx.New(t)
 	db.Put(fx.Service("svc", "127.0.0.1", 80), fx.Route("plain", "svc", "/plain"), fx.Route("key", "svc", "/key"),
-		fx.Consumer("bob"), key("bob", "b"), fx.Plugin("k", "key", `{"header":"apikey"}`, "key", "", ""))
-	c := dataplane.New(dataplane.Options{Store: db.Store, Plugins: append(plugins, keyed("key", 1000))})
+		fx.Consumer("bob"), key("bob", "b"), fx.Plugin("k", "key", `{"header":"apikey","uri_param_names":["hidden"]}`, "key", "", ""))
+	c := dataplane.New(dataplane.Options{Store: db.Store, Plugins: []plugin.Plugin{keyed("key", 1000)}})
 	t.Cleanup(func() { c.Close(context.Background()) })
-	return proxy.New(proxy.Options{Holder: c.Holder(), Upstreams: &instant{}, Product: "concord/1", AccessLog: log,
-		TrustedIPs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, RealIPHeader: "X-Forwarded-For"}), db
+	return proxy.New(proxy.Options{
+		Holder: c.Holder(), Upstreams: &instant{}, Product: "concord/1", AccessLog: log,
+		TrustedIPs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, RealIPHeader: "X-Forwarded-For",
+	})
 }
 
 func BenchmarkHandler(b *testing.B) {
 	log := proxy.NewAccessLog(discard{}, nil)
 	defer log.Close()
 	for _, l := range []*proxy.AccessLog{nil, log} {
-		h, _ := quickHandler(b, l)
+		h := quickHandler(b, l)
 		for _, path := range []string{"/plain/x", "/key/x"} {
 			b.Run(fmt.Sprintf("%s/log=%t", strings.Trim(path, "/x"), l != nil), func(b *testing.B) {
 				x := new(exchange.Exchange)
@@ -234,7 +236,7 @@ func (discard) Write(p []byte) (int, error) { return len(p), nil }
 func TestHandlerAllocatesNothing(t *testing.T) {
 	log := proxy.NewAccessLog(discard{}, nil)
 	defer log.Close()
-	h, _ := quickHandler(t, log)
+	h := quickHandler(t, log)
 	for _, path := range []string{"/plain/x", "/key/x"} {
 		x := new(exchange.Exchange)
 		if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !raceEnabled() {

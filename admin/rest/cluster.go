@@ -22,6 +22,7 @@ type Membership interface {
 // Cluster is what the Admin API needs of the cluster.
 type Cluster interface {
 	Membership
+	ID() string
 	Status(context.Context) cluster.Status
 	TransferLeadership(ctx context.Context, to string) error
 }

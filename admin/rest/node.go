@@ -66,13 +66,14 @@ func (a *API) root(c *call) (answer, error) {
 		configuration[k] = v
 	}
 	own := map[string]any{"version": a.o.Info.Version, "config_index": a.o.Service.Index()}
+	id := a.o.Info.NodeID
 	if a.o.Cluster != nil {
-		own["cluster"] = a.o.Cluster.Status(c.r.Context())
+		own["cluster"], id = a.o.Cluster.Status(c.r.Context()), a.o.Cluster.ID()
 	}
 	pid := os.Getpid()
 	return answer{status: http.StatusOK, body: map[string]any{
 		"tagline": "Welcome to kong", "version": KongVersion, "edition": "community",
-		"hostname": a.o.Info.Hostname, "node_id": a.o.Info.NodeID, "lua_version": "none (" + runtime.Version() + ")",
+		"hostname": a.o.Info.Hostname, "node_id": id, "lua_version": "none (" + runtime.Version() + ")",
 		"timers": map[string]any{"running": 0, "pending": 0}, "pids": map[string]any{"master": pid, "workers": []int{pid}},
 		"plugins":       map[string]any{"available_on_server": available, "enabled_in_cluster": a.o.Service.EnabledPlugins()},
 		"configuration": configuration, "concord": own,

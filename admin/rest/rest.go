@@ -32,7 +32,7 @@ type Plugin struct {
 
 // Info is what GET / and GET /status tell about this node. Functions may be nil.
 type Info struct {
-	NodeID        string
+	NodeID        string // without a Cluster, which knows better: joining gives a node a new id
 	Hostname      string
 	Version       string         // of this program; clients of Kong see KongVersion
 	Configuration map[string]any // settings by their kong.conf names, secrets masked
@@ -45,7 +45,7 @@ type Counters struct {
 	Active, Accepted, Requests uint64
 }
 
-// Options of New. Service and Guard are required.
+// Options of New. Service is required, for New also Guard.
 type Options struct {
 	Service *service.Service
 	Guard   *auth.Guard
@@ -71,8 +71,10 @@ func New(o Options) *API {
 	return a
 }
 
-// NewStatus makes the reduced API of the status listener: GET /status and GET /status/ready.
+// NewStatus makes the reduced API of the status listener: GET /status and GET /status/ready. It changes nothing and is asked by
+// load balancers and probes under any name, so no guard stands before it and no web page may read it.
 func NewStatus(o Options) *API {
+	o.Guard = nil
 	a := newAPI(o)
 	a.statusRoutes()
 	return a
@@ -146,10 +148,12 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err err
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	if err := a.o.Guard.Check(r); err != nil {
-		return answer{}, &statusError{http.StatusForbidden, err.Error(), ""}
+	if a.o.Guard != nil {
+		if err := a.o.Guard.Check(r); err != nil {
+			return answer{}, &statusError{http.StatusForbidden, err.Error(), ""}
+		}
+		cors(w.Header(), r)
 	}
-	cors(w.Header(), r)
 	if strings.Count(r.URL.RawQuery, "&") >= maxArgs {
 		return answer{}, malformed("Too many arguments")
 	}

@@ -2,6 +2,9 @@ package rest_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +19,7 @@ import (
 	"concord/admin/service"
 	"concord/admin/service/logtest"
 	"concord/cluster"
+	"concord/fsm/command"
 	"concord/fsm/schema"
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
@@ -41,7 +45,7 @@ func newGateway() *gateway {
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
 	})
 	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Cluster: &fakeCluster{}, Plugins: plugins, Info: rest.Info{
-		NodeID: "5d3c0d3e-8c4b-4b8e-9d3a-4e0b1c2d3e4f", Hostname: "test", Version: "0.1.0",
+		Hostname: "test", Version: "0.1.0",
 		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
 		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
 	}})
@@ -66,8 +70,10 @@ func (g *gateway) request(method, path, contentType, body string) *http.Response
 	return resp
 }
 
-// fakeCluster is a cluster of two nodes that records what it is asked.
-type fakeCluster struct{ asked string }
+// fakeCluster is a cluster of two nodes and a third of the same name.
+type fakeCluster struct{}
+
+func (f *fakeCluster) ID() string { return "5d3c0d3e-8c4b-4b8e-9d3a-4e0b1c2d3e4f" }
 
 func (f *fakeCluster) Status(context.Context) cluster.Status {
 	return cluster.Status{ClusterID: "c", Leader: "n1", Healthy: true, Nodes: []cluster.NodeStatus{
@@ -109,6 +115,7 @@ func TestTranscripts(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no transcripts: %v", err)
 	}
+	files = append(files, "testdata/stub/cluster.txtar")
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			data, err := os.ReadFile(file)
@@ -128,5 +135,62 @@ func TestTranscripts(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestStatusListener: probes ask under any name; nothing but the status is there.
+func TestStatusListener(t *testing.T) {
+	g := newGateway()
+	var unready error
+	api := rest.NewStatus(rest.Options{Service: g.service, Info: rest.Info{Ready: func() error { return unready }}})
+	get := func(path string) *httptest.ResponseRecorder {
+		r, w := httptest.NewRequest("GET", path, nil), httptest.NewRecorder()
+		r.Host = "10.1.2.3:8007"
+		r.Header.Set("Origin", "http://evil.example")
+		api.ServeHTTP(w, r)
+		return w
+	}
+	for path, want := range map[string]int{"/status": 200, "/status/ready": 200, "/services": 404, "/": 404} {
+		if w := get(path); w.Code != want || w.Header().Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s: %d %v", path, w.Code, w.Header())
+		}
+	}
+	unready = errors.New("the node is stopping")
+	if w := get("/status/ready"); w.Code != 503 || !strings.Contains(w.Body.String(), "stopping") {
+		t.Errorf("not ready: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestUnavailable: without a leader a write is answered 503 with the reason and when to try again.
+func TestUnavailable(t *testing.T) {
+	g := newGateway()
+	g.log.NoLeader = true
+	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
+		path := "/consumers/x"
+		if method == "POST" {
+			path = "/consumers"
+		}
+		resp := g.request(method, path, "application/json", `{"username":"x"}`)
+		var e struct{ Message string }
+		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(e.Message, "majority") {
+			t.Errorf("%s: %d %v %q %v", method, resp.StatusCode, resp.Header, e.Message, err)
+		}
+	}
+	if resp := g.request("GET", "/consumers", "", ""); resp.StatusCode != 200 {
+		t.Errorf("reading needs no leader: %d", resp.StatusCode)
+	}
+}
+
+// TestPanic: a mistake in a handler is a 500 that says nothing about it, and the next request is served.
+func TestPanic(t *testing.T) {
+	g := newGateway()
+	g.log.BeforePropose = func(command.Command) error { panic("planted") }
+	resp := g.request("POST", "/consumers", "application/json", `{"username":"x"}`)
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != 500 || string(body) != `{"message":"An unexpected error occurred"}` {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if resp := g.request("GET", "/consumers", "", ""); resp.StatusCode != 200 {
+		t.Errorf("after a panic: %d", resp.StatusCode)
 	}
 }

@@ -2,7 +2,6 @@ package rest_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -165,7 +164,7 @@ func fuzzBody(contentType string) func(*testing.T, string) {
 		resp := g.request("POST", "/routes", contentType, body)
 		if resp.StatusCode >= 500 {
 			answer, _ := io.ReadAll(resp.Body)
-			t.Fatal(fmt.Sprintf("%d %s", resp.StatusCode, answer))
+			t.Fatalf("%d %s", resp.StatusCode, answer)
 		}
 	}
 }

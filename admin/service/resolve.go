@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -107,6 +108,9 @@ func (l lookup) reference(table state.AnyTable, t Target, p place) (field, key, 
 		return def.Schema.EndpointKey, "", ""
 	}
 	for _, names := range def.Schema.Unique {
+		if !slices.Contains(names, def.NestedKey) || !slices.Contains(names, t.Parent.Field) {
+			continue
+		}
 		parts := make([]string, len(names))
 		for i, n := range names {
 			switch n {

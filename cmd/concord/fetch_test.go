@@ -1,26 +1,61 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 )
 
-// fetch is the scripts' curl: fetch URL prints the status and the body.
+// The commands below are for the scripts. Their errors end a script: they are not tests themselves.
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// fetch is the scripts' curl: "fetch URL" gets, "fetch URL name=value…" posts a form; it prints the status and the body.
 func fetch() {
-	client := http.Client{Timeout: 10 * time.Second}
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	res, err := client.Get(os.Args[1])
+	if len(os.Args) > 2 {
+		res, err = client.Post(os.Args[1], "application/x-www-form-urlencoded", strings.NewReader(strings.Join(os.Args[2:], "&")))
+	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		fatal(err)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		fatal(err)
 	}
 	fmt.Printf("%d %s\n", res.StatusCode, body)
+}
+
+// slowUpstream serves on an address; for each request it makes a file named like the path and answers a second later, or
+// for /never long after anybody waits for it.
+func slowUpstream() {
+	fatal(http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := os.WriteFile("."+r.URL.Path, nil, 0o600); err != nil {
+			fatal(err)
+		}
+		if r.URL.Path == "/never" {
+			time.Sleep(time.Hour)
+		}
+		time.Sleep(time.Second)
+		fmt.Fprint(w, "done")
+	})))
+}
+
+// await waits for a file.
+func await() {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(os.Args[1]); err == nil {
+			return
+		} else if time.Now().After(deadline) {
+			fatal(err)
+		}
+	}
 }

@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,12 +42,7 @@ func (f *front) use(h *proxy.Handler) {
 		_ = old.Shutdown(context.Background()) // it returns when its last connection has ended
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		for i, s := range f.servers {
-			if s == old {
-				f.servers = append(f.servers[:i:i], f.servers[i+1:]...)
-				break
-			}
-		}
+		f.servers = slices.DeleteFunc(f.servers, func(s *h1.Server) bool { return s == old })
 	}()
 }
 
@@ -64,42 +58,13 @@ func (c counted) Serve(x *exchange.Exchange) {
 	c.Handler.Serve(x)
 }
 
-// accept gives connections to the present server until the listener is closed. tlsConfig is nil for plain listeners.
-func (f *front) accept(l net.Listener, tlsConfig *tls.Config) error {
-	for {
-		nc, err := l.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		f.accepted.Add(1)
-		go f.serve(nc, tlsConfig)
-	}
+// ServeConn serves a connection with the present server.
+func (f *front) ServeConn(nc net.Conn, info h1.ConnInfo) {
+	f.accepted.Add(1)
+	f.current.Load().ServeConn(nc, info)
 }
 
-// handshakeLimit is how long a client may take for its TLS handshake.
-const handshakeLimit = 15 * time.Second
-
-func (f *front) serve(nc net.Conn, tlsConfig *tls.Config) {
-	if tlsConfig == nil {
-		f.current.Load().ServeConn(nc, h1.ConnInfo{})
-		return
-	}
-	tc := tls.Server(nc, tlsConfig)
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeLimit)
-	err := tc.HandshakeContext(ctx)
-	cancel()
-	if err != nil {
-		f.log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
-		nc.Close()
-		return
-	}
-	state := tc.ConnectionState()
-	f.current.Load().ServeConn(tc, h1.ConnInfo{Conn: exchange.Conn{TLS: &state, SNI: state.ServerName}})
-}
-
+// counters are for GET /status.
 func (f *front) counters() rest.Counters {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -110,17 +75,33 @@ func (f *front) counters() rest.Counters {
 	return c
 }
 
-// shutdown ends all servers; when ctx ends, connections that are still open are cut.
+// shutdown ends all servers. When ctx ends, connections that are still open are cut; one whose request hangs in an upstream
+// ends with the process at the latest, so it is not waited for.
 func (f *front) shutdown(ctx context.Context) {
 	f.mu.Lock()
-	servers := append([]*h1.Server(nil), f.servers...)
+	servers := slices.Clone(f.servers)
 	f.mu.Unlock()
-	var wg sync.WaitGroup
-	for _, s := range servers {
-		wg.Go(func() { _ = s.Shutdown(ctx) }) // its error is that it had to cut
+	done := make(chan struct{})
+	go func() {
+		var wg sync.WaitGroup
+		for _, s := range servers {
+			wg.Go(func() { _ = s.Shutdown(ctx) }) // its error is that it had to cut
+		}
+		wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		select {
+		case <-done:
+		case <-time.After(cutLimit):
+		}
 	}
-	wg.Wait()
 	if f.clock != nil {
 		f.clock.Stop()
 	}
 }
+
+// cutLimit is how long cutting connections may take.
+const cutLimit = 500 * time.Millisecond

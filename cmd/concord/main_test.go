@@ -11,7 +11,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"concord": main, "fetch": fetch})
+	testscript.Main(m, map[string]func(){"concord": main, "fetch": fetch, "upstream": slowUpstream, "await": await})
 }
 
 // TestScripts runs the verbs on real processes. Every script gets free ports and a prefix.
@@ -19,7 +19,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"PROXY", "ADMIN", "STATUS", "CLUSTER", "GOSSIP"} {
+			for _, name := range []string{"PROXY", "ADMIN", "STATUS", "CLUSTER", "GOSSIP", "UPSTREAM"} {
 				l, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
 					return err

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +27,7 @@ import (
 	"concord/proxy"
 	"concord/proxy/dataplane"
 	"concord/proxy/h1"
+	"concord/proxy/listen"
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/upstream"
@@ -134,7 +134,11 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	if n.sockets, err = listenAll(n.s); err != nil { // first, so that a port in use is known before the cluster is touched
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	if n.sockets, err = openSockets(n.s, &n.front, hostname, n.log); err != nil { // first, so that a port in use is known before the cluster is touched
 		return err
 	}
 	keys, err := cluster.LoadKeys(n.s.Prefix)
@@ -151,10 +155,6 @@ func (n *node) start() error {
 	}
 	n.notice("listening", "for", "cluster_listen", "address", n.s.ClusterListen, "advertised", n.cluster.Address(), "tls", true)
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
-	hostname, err := os.Hostname()
-	if err != nil {
-		return err
-	}
 	n.compiler = dataplane.New(dataplane.Options{
 		Store: machine.Store(), Plugins: plugins, Log: n.log,
 		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID(), Hostname: hostname},
@@ -237,12 +237,10 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		}
 		admin = logRequests(admin, f)
 	}
-	tlsConfig, err := tlsConfig(n.s.AdminSSLCert, n.s.AdminSSLCertKey.Reveal(), n.s.Path("ssl"), "admin-default")
-	if err != nil {
-		return fmt.Errorf("admin_ssl_cert: %w", err)
-	}
-	n.serveHTTP("admin_listen", n.sockets.admin, tlsConfig, admin)
-	n.serveHTTP("status_listen", n.sockets.status, tlsConfig, rest.NewStatus(options))
+	n.serveHTTP(n.sockets.adminConns, admin)
+	n.serve("admin_listen", n.sockets.admin, n.s.AdminListen)
+	n.serveHTTP(n.sockets.statusConns, rest.NewStatus(options))
+	n.serve("status_listen", n.sockets.status, n.s.StatusListen)
 	return nil
 }
 
@@ -254,29 +252,26 @@ func (n *node) ready() error {
 	return nil
 }
 
-// serveHTTP serves the Admin API or the status listener.
-func (n *node) serveHTTP(key string, list []bound, tlsConfig *tls.Config, h http.Handler) {
+// serveHTTP answers the Admin API's or the status listener's connections.
+func (n *node) serveHTTP(conns net.Listener, h http.Handler) {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong in their handshakes
+		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong
 	}
 	n.servers = append(n.servers, srv)
-	for _, b := range list {
-		l := net.Listener(b)
-		if b.conf.SSL {
-			l = tls.NewListener(l, tlsConfig)
-		}
-		n.listening(key, b)
-		go func() {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-				n.broken(key, err)
-			}
-		}()
-	}
+	go func() { _ = srv.Serve(conns) }() // it ends with Shutdown; a listener that breaks is noticed by serve
 }
 
-func (n *node) listening(key string, b bound) {
-	n.notice("listening", "for", key, "address", b.Addr().String(), "tls", b.conf.SSL)
+// serve accepts on the listeners of a key.
+func (n *node) serve(key string, g *listen.Group, specs []listen.Spec) {
+	for i, addr := range g.Addrs() {
+		n.notice("listening", "for", key, "address", addr.String(), "tls", specs[i].SSL)
+	}
+	go func() {
+		if err := g.Serve(); err != nil {
+			n.broken(key, err)
+		}
+	}()
 }
 
 // startProxy serves the proxy listeners.
@@ -288,24 +283,9 @@ func (n *node) startProxy() error {
 		}
 		n.access = proxy.NewAccessLog(f, n.log)
 	}
-	tlsConfig, err := tlsConfig(n.s.SSLCert, n.s.SSLCertKey.Reveal(), n.s.Path("ssl"), "default")
-	if err != nil {
-		return fmt.Errorf("ssl_cert: %w", err)
-	}
 	n.front.log, n.front.clock = n.log, h1.NewClock()
 	n.front.use(n.newHandler(n.s))
-	for _, b := range n.sockets.proxy {
-		n.listening("proxy_listen", b)
-		config := tlsConfig
-		if !b.conf.SSL {
-			config = nil
-		}
-		go func() {
-			if err := n.front.accept(b, config); err != nil {
-				n.broken("proxy_listen", err)
-			}
-		}()
-	}
+	n.serve("proxy_listen", n.sockets.proxy, n.s.ProxyListen)
 	return nil
 }
 
@@ -350,14 +330,14 @@ func (n *node) stop(ctx context.Context) {
 	if n.sockets == nil {
 		return
 	}
-	closeAll(n.sockets.proxy)
+	n.sockets.proxy.Close()
 	n.front.shutdown(ctx) // the status listener tells meanwhile that the node is not ready
+	n.sockets.close()
 	for _, s := range n.servers {
 		if err := s.Shutdown(ctx); err != nil {
 			s.Close()
 		}
 	}
-	n.sockets.close() // those that nobody came to serve
 	if n.cluster != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if err := n.cluster.Shutdown(ctx); err != nil {
@@ -382,7 +362,7 @@ func (n *node) stop(ctx context.Context) {
 }
 
 // addrs are the listeners as they are written in a settings file.
-func addrs(list []settings.Listener) []string {
+func addrs(list []listen.Spec) []string {
 	var out []string
 	for _, l := range list {
 		out = append(out, l.String())
@@ -391,7 +371,7 @@ func addrs(list []settings.Listener) []string {
 }
 
 // text is the value of a *_listen key.
-func text(list []settings.Listener) string {
+func text(list []listen.Spec) string {
 	if len(list) == 0 {
 		return "off"
 	}

@@ -2,69 +2,139 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"strings"
+	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"concord/cmd/concord/settings"
+	"concord/proxy/h1"
+	"concord/proxy/listen"
 )
 
-// sockets are the listening sockets of a node.
+// sockets are the open listeners of a node. Nothing is accepted before their Serve.
 type sockets struct {
-	proxy, admin, status []bound
+	proxy, admin, status    *listen.Group
+	adminConns, statusConns *handOver
 }
 
-// bound is an open listener with its settings.
-type bound struct {
-	net.Listener
-	conf settings.Listener
-}
-
-// listenAll opens the sockets of all listeners, or none.
-func listenAll(s *settings.Settings) (*sockets, error) {
-	out := &sockets{}
+// openSockets opens all listeners, or none. Connections of proxy_listen go to front.
+func openSockets(s *settings.Settings, front listen.ConnServer, hostname string, log *slog.Logger) (*sockets, error) {
+	proxyTLS, err := tlsConfig(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
+	if err != nil {
+		return nil, fmt.Errorf("ssl_cert: %w", err)
+	}
+	adminTLS, err := tlsConfig(s.AdminSSLCert, s.AdminSSLCertKey, s.Path("ssl"), hostname)
+	if err != nil {
+		return nil, fmt.Errorf("admin_ssl_cert: %w", err)
+	}
+	adminTLS.NextProtos = []string{"h2", "http/1.1"}
+	out := &sockets{adminConns: newHandOver(), statusConns: newHandOver()}
 	for _, g := range []struct {
-		key  string
-		list []settings.Listener
-		to   *[]bound
-	}{{"proxy_listen", s.ProxyListen, &out.proxy}, {"admin_listen", s.AdminListen, &out.admin}, {"status_listen", s.StatusListen, &out.status}} {
-		for _, l := range g.list {
-			ln, err := listen(l)
-			if err != nil {
-				out.close()
-				return nil, fmt.Errorf("%s: cannot listen on %s: %w", g.key, l.Addr(), err)
+		key    string
+		specs  []listen.Spec
+		server listen.ConnServer
+		tls    *tls.Config
+		to     **listen.Group
+	}{
+		{"proxy_listen", s.ProxyListen, front, proxyTLS, &out.proxy},
+		{"admin_listen", s.AdminListen, out.adminConns, adminTLS, &out.admin},
+		{"status_listen", s.StatusListen, out.statusConns, adminTLS, &out.status},
+	} {
+		if *g.to, err = listen.Open(context.Background(), listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log}); err != nil {
+			out.close()
+			if errors.Is(err, syscall.EADDRINUSE) {
+				err = fmt.Errorf("%w: stop the process that listens there, or choose another address", err)
 			}
-			*g.to = append(*g.to, bound{ln, l})
+			return nil, fmt.Errorf("%s: %w", g.key, err)
 		}
 	}
 	return out, nil
 }
 
-func listen(l settings.Listener) (net.Listener, error) {
-	c := net.ListenConfig{}
-	if l.ReusePort {
-		c.Control = func(_, _ string, raw syscall.RawConn) error {
-			var err error
-			if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); cerr != nil {
-				return cerr
-			}
-			return err
-		}
-	}
-	return c.Listen(context.Background(), "tcp", l.Addr())
-}
-
 // close closes all; closing twice does no harm.
 func (s *sockets) close() {
-	closeAll(s.proxy)
-	closeAll(s.admin)
-	closeAll(s.status)
+	for _, g := range []*listen.Group{s.proxy, s.admin, s.status} {
+		if g != nil {
+			g.Close()
+		}
+	}
 }
 
-func closeAll(list []bound) {
-	for _, b := range list {
-		b.Close()
+// tlsConfig serves the certificate of the settings, paths or PEM, or the prefix's own.
+func tlsConfig(cert string, key settings.Secret, dir, hostname string) (*tls.Config, error) {
+	if cert == "" {
+		pair, err := listen.DefaultCertificate(dir, hostname)
+		return listen.TLSConfig(pair), err
 	}
+	c, err := settings.ReadPEM(cert)
+	if err != nil {
+		return nil, err
+	}
+	k, err := settings.ReadPEM(key.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(c, k)
+	return listen.TLSConfig(pair), err
+}
+
+// handOver gives the connections of a listen.Group to a net/http server, as its listener.
+type handOver struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newHandOver() *handOver {
+	return &handOver{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// ServeConn hands a connection over.
+func (h *handOver) ServeConn(nc net.Conn, info h1.ConnInfo) {
+	if len(info.Initial) > 0 {
+		nc = &peeked{nc, strings.NewReader(string(info.Initial))}
+	}
+	select {
+	case h.conns <- nc:
+	case <-h.closed:
+		nc.Close()
+	}
+}
+
+// Accept returns the next connection.
+func (h *handOver) Accept() (net.Conn, error) {
+	select {
+	case nc := <-h.conns:
+		return nc, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (h *handOver) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr is of no consequence: the groups know theirs.
+func (h *handOver) Addr() net.Addr { return &net.TCPAddr{} }
+
+// peeked gives back what was read to tell TLS from HTTP.
+type peeked struct {
+	net.Conn
+	first *strings.Reader
+}
+
+// Read begins with what was read before.
+func (p *peeked) Read(b []byte) (int, error) {
+	if p.first.Len() > 0 {
+		return p.first.Read(b)
+	}
+	return p.Conn.Read(b)
 }

@@ -128,7 +128,7 @@ func (c *Compiler) applyPlugin(v *state.View, id state.ID, d *dirty) {
 		delete(b.reuse, id)
 	}
 	var next *pluginState
-	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled {
+	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled && forHTTP(row.Val.Protocols) {
 		next = c.pluginState(row.Val, old)
 	} else {
 		c.report("plugin", id.String(), nil)
@@ -250,7 +250,7 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 		return nil
 	}
 	row, ok := c.tables.routes.Get(v, id)
-	if !ok || !routable(row.Val) {
+	if !ok || !forHTTP(row.Val.Protocols) {
 		c.report("route", key, nil)
 		return nil
 	}

@@ -57,9 +57,10 @@ func hostHeader(scheme, host string, port int) string {
 	return host + ":" + strconv.Itoa(port)
 }
 
-// routable tells whether a route is for HTTP at all; stream routes are not the proxy's.
-func routable(r *entity.Route) bool {
-	return slices.ContainsFunc(r.Protocols, func(p string) bool {
+// forHTTP tells whether the protocols of a route or plugin row concern the proxy; those of streams do not. More is not looked at for
+// plugins (Kong).
+func forHTTP(protocols []string) bool {
+	return slices.ContainsFunc(protocols, func(p string) bool {
 		return p == "http" || p == "https" || p == "grpc" || p == "grpcs"
 	})
 }

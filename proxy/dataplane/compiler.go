@@ -268,7 +268,7 @@ func (c *Compiler) DryBuild(ctx context.Context, changes []state.Change) error {
 	for _, ch := range changes {
 		switch e := ch.New.(type) {
 		case *entity.Route:
-			if e == nil || !routable(e) {
+			if e == nil || !forHTTP(e.Protocols) {
 				continue
 			}
 			if _, err := router.Compile(e, 0); err != nil {

@@ -276,6 +276,22 @@ func TestCredentialsRebuildNothing(t *testing.T) {
 	}
 }
 
+// Rows for streams are not the proxy's.
+func TestStreamRows(t *testing.T) {
+	db := fx.New(t)
+	route, plug := fx.Route("r", "", "/r"), fx.Plugin("global", "a", "{}", "", "", "")
+	route.Protocols, plug.Protocols = []string{"tcp"}, []string{"tcp", "tls"}
+	db.Put(route, plug)
+	c := compiler(t, db, &probe{})
+	if got := find(c.Holder().Load(), "/r"); got != "none " {
+		t.Errorf("%q", got)
+	}
+	route.Protocols, plug.Protocols = []string{"http"}, []string{"tcp", "grpc"}
+	if got := find(wait(t, c, db.Put(route, plug)), "/r"); got != "r - global" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestWaitEndsWithContext(t *testing.T) {
 	c := compiler(t, fx.New(t), &probe{})
 	ctx, cancel := context.WithCancel(context.Background())

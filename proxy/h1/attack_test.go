@@ -2,8 +2,12 @@ package h1_test
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+
+	"concord/proxy/h1"
+	"concord/proxy/upstream"
 )
 
 const okay = "GET /second HTTP/1.1\r\nHost: second.example\r\n\r\n"
@@ -103,49 +107,46 @@ func TestRejected(t *testing.T) {
 		{"H10 large header", get("Host: a\r\nX: " + strings.Repeat("a", 1<<20) + "\r\n"), 431},
 		{"H10 many headers", get("Host: a\r\n" + strings.Repeat("X: y\r\n", 10_000)), 431},
 	}
-	rec := newRecorder(t, nil)
-	addr, _, _ := start(t, rec.ln.Addr(), nil)
 	for _, tt := range tests {
+		want := tt.status
+		if want == 0 {
+			want = 400
+		}
 		t.Run(tt.name, func(t *testing.T) {
-			got := talk(t, addr, tt.raw+okay)
-			want := tt.status
-			if want == 0 {
-				want = 400
-			}
-			codes, _ := statuses(t, got)
-			if len(codes) != 1 || codes[0] != want {
-				t.Errorf("got statuses %v, want one %d: %.300q", codes, want, got)
-			}
-			if !strings.Contains(got, "\r\nConnection: close\r\n") {
-				t.Errorf("no Connection: close in %.300q", got)
-			}
-			if b := rec.bytes(); b != "" {
-				t.Fatalf("the upstream received %.300q", b)
-			}
+			backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) { rejected(t, tt.raw, want, set) })
 		})
 	}
-	// The same bytes one by one: the end of a read must not matter.
-	for _, tt := range tests {
-		if len(tt.raw) > 500 {
-			continue
+}
+
+func rejected(t *testing.T, raw string, want int, set func(*h1.Options, *upstream.Options, *plain)) {
+	rec := newRecorder(t, nil)
+	addr, _, _ := start(t, rec.ln.Addr(), set)
+	t.Run("at once", func(t *testing.T) {
+		got := talk(t, addr, raw+okay)
+		codes, _ := statuses(t, got)
+		if len(codes) != 1 || codes[0] != want {
+			t.Errorf("got statuses %v, want one %d: %.300q", codes, want, got)
 		}
-		t.Run("slowly/"+tt.name, func(t *testing.T) {
-			t.Parallel()
+		if !strings.Contains(got, "\r\nConnection: close\r\n") {
+			t.Errorf("no Connection: close in %.300q", got)
+		}
+		if b := rec.bytes(); b != "" {
+			t.Fatalf("the upstream received %.300q", b)
+		}
+	})
+	// The same bytes one by one: the end of a read must not matter.
+	if len(raw) < 500 {
+		t.Run("slowly", func(t *testing.T) {
 			c := dial(t, addr)
-			for i := range len(tt.raw) {
-				if _, err := c.Write([]byte{tt.raw[i]}); err != nil {
+			for i := range len(raw) {
+				if _, err := c.Write([]byte{raw[i]}); err != nil {
 					break
 				}
 			}
 			_ = c.CloseWrite()
-			buf := make([]byte, 4096)
-			n, _ := c.Read(buf)
-			want := tt.status
-			if want == 0 {
-				want = 400
-			}
-			if !strings.HasPrefix(string(buf[:n]), fmt.Sprintf("HTTP/1.1 %d ", want)) && n > 0 {
-				t.Errorf("got %q, want %d", buf[:n], want)
+			got, _ := io.ReadAll(c)
+			if !strings.HasPrefix(string(got), fmt.Sprintf("HTTP/1.1 %d ", want)) {
+				t.Errorf("got %q, want %d", got, want)
 			}
 			if b := rec.bytes(); b != "" {
 				t.Fatalf("the upstream received %.300q", b)
@@ -179,17 +180,18 @@ func TestBrokenChunks(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			rec := newRecorder(t, nil)
-			addr, _, _ := start(t, rec.ln.Addr(), nil)
-			got := talk(t, addr, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"+tt.body+okay)
-			codes, _ := statuses(t, got)
-			if len(codes) != 1 || codes[0] != 400 && codes[0] != 431 {
-				t.Errorf("got statuses %v: %.300q", codes, got)
-			}
-			if b := rec.bytes(); strings.Contains(b, "\r\n0\r\n") || strings.Contains(b, "second") {
-				t.Errorf("the upstream received a whole request: %.300q", b)
-			}
+			backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+				rec := newRecorder(t, nil)
+				addr, _, _ := start(t, rec.ln.Addr(), set)
+				got := talk(t, addr, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"+tt.body+okay)
+				codes, _ := statuses(t, got)
+				if len(codes) != 1 || codes[0] != 400 && codes[0] != 431 {
+					t.Errorf("got statuses %v: %.300q", codes, got)
+				}
+				if b := rec.bytes(); strings.Contains(b, "\r\n0\r\n") || strings.Contains(b, "second") {
+					t.Errorf("the upstream received a whole request: %.300q", b)
+				}
+			})
 		})
 	}
 }
@@ -241,29 +243,32 @@ func TestAccepted(t *testing.T) {
 			codes: []int{200}, has: []string{"Transfer-Encoding: chunked\r\n", "abc", "0123456789", "0\r\n\r\n"}, not: []string{"ext"}},
 		{name: "chunked, then another", raw: "POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
 			codes: []int{200, 200}, has: []string{"POST /1 ", "GET /2 "}},
+		{name: "large head", raw: "GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 40<<10) + "\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+			codes: []int{200, 200}, has: []string{strings.Repeat("x", 40<<10), "GET /2 "}},
 		{name: "duplicates and case kept", raw: "GET / HTTP/1.1\r\nHost: a\r\nx-A: 1\r\nX-a: 2\r\nConnection: close\r\n\r\n", codes: []int{200}, has: []string{"x-A: 1\r\nX-a: 2\r\n"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			rec := newRecorder(t, nil)
-			addr, _, _ := start(t, rec.ln.Addr(), nil)
-			got := talk(t, addr, tt.raw)
-			codes, _ := statuses(t, got, tt.methods...)
-			if fmt.Sprint(codes) != fmt.Sprint(tt.codes) {
-				t.Errorf("got statuses %v, want %v: %q", codes, tt.codes, got)
-			}
-			b := rec.bytes()
-			for _, s := range tt.has {
-				if !strings.Contains(b, s) {
-					t.Errorf("the upstream did not receive %q but %q", s, b)
+			backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+				rec := newRecorder(t, nil)
+				addr, _, _ := start(t, rec.ln.Addr(), set)
+				got := talk(t, addr, tt.raw)
+				codes, _ := statuses(t, got, tt.methods...)
+				if fmt.Sprint(codes) != fmt.Sprint(tt.codes) {
+					t.Errorf("got statuses %v, want %v: %q", codes, tt.codes, got)
 				}
-			}
-			for _, s := range tt.not {
-				if strings.Contains(b, s) {
-					t.Errorf("the upstream received %q in %q", s, b)
+				b := rec.bytes()
+				for _, s := range tt.has {
+					if !strings.Contains(b, s) {
+						t.Errorf("the upstream did not receive %q but %q", s, b)
+					}
 				}
-			}
+				for _, s := range tt.not {
+					if strings.Contains(b, s) {
+						t.Errorf("the upstream received %q in %q", s, b)
+					}
+				}
+			})
 		})
 	}
 }

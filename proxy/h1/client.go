@@ -93,6 +93,10 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	}
 	r := &x.Request
 	stream := r.Body != nil
+	if r.Body != nil && r.InMemory() && !r.Rewind() {
+		c.broken = true
+		return &RequestBodyError{errBodyClosed}
+	}
 	if r.Body != nil && r.InMemory() && r.Length <= 2*smallBuffer {
 		p, err := r.Body.Next()
 		if err != io.EOF {

@@ -1,6 +1,7 @@
 package h1
 
 import (
+	"bytes"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -248,7 +249,7 @@ func (c *conn) advance(fd int) verdict {
 				return more
 			}
 		}
-		if w.scanned > 0 && len(in) < c.s.o.Limits.TargetBytes && !headComplete(in, w.scanned) {
+		if w.scanned > 0 && !c.worthParsing(in) {
 			w.scanned = len(in)
 			c.room()
 			return more
@@ -281,6 +282,17 @@ func (c *conn) advance(fd int) verdict {
 		}
 		w = c.w
 	}
+}
+
+// worthParsing tells whether an incomplete head may now be complete or over a limit. Parsing it again with every byte that
+// arrives would be a lever for slow senders.
+func (c *conn) worthParsing(in []byte) bool {
+	lim := &c.s.o.Limits
+	if len(in) >= lim.HeadBytes || headComplete(in, c.w.scanned) {
+		return true
+	}
+	first := lim.TargetBytes + requestLineSlack
+	return len(in) > first && bytes.IndexByte(in[:first], '\n') < 0
 }
 
 // room makes space behind an incomplete head.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -187,13 +188,15 @@ func TestResponses(t *testing.T) {
 	}
 }
 
-func TestPipelining(t *testing.T) {
+func TestPipelining(t *testing.T) { backends(t, testPipelining) }
+
+func testPipelining(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 	const n = 1000
 	rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
 		_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.RequestURI), r.RequestURI)
 		return err == nil
 	})
-	addr, _, _ := start(t, rec.ln.Addr(), nil)
+	addr, _, _ := start(t, rec.ln.Addr(), set)
 	var all strings.Builder
 	for i := range n {
 		switch i % 3 {
@@ -506,13 +509,15 @@ func TestFullDuplex(t *testing.T) {
 	}
 }
 
-func TestHalfClose(t *testing.T) {
+func TestHalfClose(t *testing.T) { backends(t, testHalfClose) }
+
+func testHalfClose(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 	rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
 		time.Sleep(20 * time.Millisecond)
 		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		return err == nil
 	})
-	addr, s, _ := start(t, rec.ln.Addr(), nil)
+	addr, s, _ := start(t, rec.ln.Addr(), set)
 	c := dial(t, addr)
 	fmt.Fprint(c, get("/"))
 	_ = c.CloseWrite()
@@ -523,8 +528,11 @@ func TestHalfClose(t *testing.T) {
 	waitFor(t, func() bool { return s.Conns() == 0 })
 }
 
-func TestTimeouts(t *testing.T) {
-	short := func(o *h1.Options, _ *upstream.Options, _ *plain) {
+func TestTimeouts(t *testing.T) { backends(t, testTimeouts) }
+
+func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+	short := func(o *h1.Options, u *upstream.Options, p *plain) {
+		set(o, u, p)
 		o.HeaderTimeout, o.BodyTimeout, o.IdleTimeout = 150*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond
 	}
 	rec := newRecorder(t, nil)
@@ -570,7 +578,10 @@ func TestTimeouts(t *testing.T) {
 	t.Run("D1 slow reader", func(t *testing.T) {
 		t.Parallel()
 		big := newRecorder(t, answers("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"+strings.Repeat("x", 30<<20), false))
-		addr, s, _ := start(t, big.ln.Addr(), func(o *h1.Options, _ *upstream.Options, _ *plain) { o.WriteTimeout = 150 * time.Millisecond })
+		addr, s, _ := start(t, big.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			o.WriteTimeout = 150 * time.Millisecond
+		})
 		c := dial(t, addr)
 		fmt.Fprint(c, get("/"))
 		waitFor(t, func() bool { return s.Conns() == 1 })
@@ -578,7 +589,10 @@ func TestTimeouts(t *testing.T) {
 	})
 	t.Run("coarse clock", func(t *testing.T) {
 		t.Parallel()
-		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, _ *upstream.Options, _ *plain) { o.IdleTimeout = 2 * time.Second })
+		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			o.IdleTimeout = 2 * time.Second
+		})
 		c := dial(t, addr)
 		fmt.Fprint(c, get("/"))
 		if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") {
@@ -588,7 +602,9 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
-func TestDrain(t *testing.T) {
+func TestDrain(t *testing.T) { backends(t, testDrain) }
+
+func testDrain(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 	release := make(chan struct{})
 	rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
 		if r.RequestURI == "/slow" {
@@ -597,7 +613,7 @@ func TestDrain(t *testing.T) {
 		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		return err == nil
 	})
-	addr, s, _ := start(t, rec.ln.Addr(), nil)
+	addr, s, _ := start(t, rec.ln.Addr(), set)
 	idle, busy, partial := dial(t, addr), dial(t, addr), dial(t, addr)
 	fmt.Fprint(idle, get("/"))
 	if _, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil {
@@ -650,4 +666,79 @@ func TestInjection(t *testing.T) {
 	if b := rec.bytes(); strings.Contains(b, "\nY:") || !strings.Contains(b, "X: a  Y: b\r\n") {
 		t.Errorf("the upstream received %q", b)
 	}
+}
+
+// TestUnreadBody: an answer that does not wait for the body arrives whole, however much the client goes on sending.
+func TestUnreadBody(t *testing.T) {
+	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+		addr, s, _ := start(t, nil, func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			o.Handler = fixed(401, strings.Repeat("no", 5000))
+		})
+		for _, head := range []string{"Content-Length: 500000", "Transfer-Encoding: chunked"} {
+			c := dial(t, addr)
+			fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n7a120\r\n", head)
+			if _, err := c.Write(bytes.Repeat([]byte("x"), 500_000)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(c)
+			if codes, bodies := statuses(t, string(got)); err != nil || len(codes) != 1 || codes[0] != 401 || len(bodies[0]) != 10_000 {
+				t.Errorf("%v %v", codes, err)
+			}
+		}
+		// A small body that came along is passed over, and the connection goes on.
+		got := talk(t, addr, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"+getClose)
+		if codes, _ := statuses(t, got); fmt.Sprint(codes) != "[401 401]" {
+			t.Errorf("%v", codes)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+// TestManyClients runs mixed traffic through one gateway; with the race detector it watches over the pools.
+func TestManyClients(t *testing.T) {
+	rec := newRecorder(t, func(c net.Conn, r *http.Request, n int) bool {
+		id := r.Header.Get("Id")
+		var err error
+		if n%3 == 2 {
+			_, err = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nId: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", id, len(id), id)
+		} else {
+			_, err = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nId: %s\r\nContent-Length: %d\r\n\r\n%s", id, len(id), id)
+		}
+		return err == nil && n < 20
+	})
+	addr, _, _ := start(t, rec.ln.Addr(), nil)
+	var wg sync.WaitGroup
+	for g := range 16 {
+		wg.Go(func() {
+			c := &http.Client{Transport: &http.Transport{}}
+			defer c.CloseIdleConnections()
+			for i := range 100 {
+				id := fmt.Sprintf("%d-%d", g, i)
+				var body io.Reader
+				switch i % 4 {
+				case 1:
+					body = strings.NewReader(id)
+				case 2:
+					body = io.MultiReader(strings.NewReader(strings.Repeat(id, 10_000))) // chunked
+				}
+				req, _ := http.NewRequest("PUT", "http://"+addr+"/", body)
+				req.Header.Set("Id", id)
+				resp, err := c.Do(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				b, err := io.ReadAll(resp.Body)
+				_ = resp.Body.Close()
+				if resp.StatusCode == 502 && i%4 == 2 {
+					continue // the upstream closed a kept connection under a body that cannot be sent twice
+				}
+				if err != nil || string(b) != id || resp.Header.Get("Id") != id {
+					t.Errorf("%s: got %d %q %q, %v", id, resp.StatusCode, b, resp.Header.Get("Id"), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -3,6 +3,7 @@ package h1_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -25,6 +26,7 @@ type plain struct {
 	edit func(x *exchange.Exchange)
 	err  func(x *exchange.Exchange, err error)
 	done func(x *exchange.Exchange)
+	hide bool // the sockets: the server then uses net.Conn
 }
 
 func (p *plain) Serve(x *exchange.Exchange) {
@@ -67,12 +69,39 @@ func start(t testing.TB, addr net.Addr, change func(*h1.Options, *upstream.Optio
 	p.t = upstream.New(uo)
 	s := h1.New(ho)
 	ln := listen(t)
+	if p.hide {
+		ln = hidden{ln}
+	}
 	go func() { _ = s.Serve(ln) }()
 	t.Cleanup(func() {
-		_ = ln.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		_ = s.Shutdown(ctx) // cuts what a failed test left
 		p.t.Close()
 	})
 	return ln.Addr().String(), s, p.t
+}
+
+// hidden accepts connections that are not *net.TCPConn.
+type hidden struct{ net.Listener }
+
+func (h hidden) Accept() (net.Conn, error) {
+	c, err := h.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		net.Conn
+		closeWriter
+	}{c, c.(closeWriter)}, nil
+}
+
+type closeWriter interface{ CloseWrite() error }
+
+// backends runs a test with both kinds of I/O.
+func backends(t *testing.T, f func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain))) {
+	t.Run("socket", func(t *testing.T) { f(t, func(*h1.Options, *upstream.Options, *plain) {}) })
+	t.Run("net.Conn", func(t *testing.T) { f(t, func(_ *h1.Options, _ *upstream.Options, p *plain) { p.hide = true }) })
 }
 
 func listen(t testing.TB) net.Listener {

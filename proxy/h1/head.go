@@ -67,6 +67,9 @@ func (l *Limits) setDefaults() {
 	}
 }
 
+// requestLineSlack is what a request line holds besides its target.
+const requestLineSlack = 64
+
 // framing is what a head says about the connection and the body behind it.
 type framing struct {
 	length    int64 // -1: none given
@@ -92,7 +95,7 @@ func (f *framing) persistent() bool { return !f.close && (!f.old || f.keep) }
 func parseRequest(b []byte, lim *Limits, r *exchange.Request, f *framing) (int, error) {
 	end := bytes.IndexByte(b, '\n')
 	if end < 0 {
-		if len(b) > lim.TargetBytes+64 {
+		if len(b) > lim.TargetBytes+requestLineSlack {
 			return 0, errTargetLong
 		}
 		return 0, nil

@@ -153,7 +153,7 @@ func (e *Error) again(x *exchange.Exchange) bool {
 	if !e.sent {
 		return true // the body was not touched
 	}
-	return !e.answered && repeatable(x.Request.Method) && x.Request.Rewind()
+	return !e.answered && repeatable(x.Request.Method) && x.Request.InMemory()
 }
 
 // repeatable is nginx's rule: these methods are not sent again once the upstream may have seen them.
@@ -189,7 +189,7 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 		if errors.Is(err.Err, h1.ErrStale) {
 			continue
 		}
-		if err.answered || err.Kind != Closed || !repeatable(x.Request.Method) || !x.Request.Rewind() {
+		if err.answered || err.Kind != Closed || !repeatable(x.Request.Method) || !x.Request.InMemory() {
 			return err
 		}
 	}

@@ -290,6 +290,7 @@ func (w *world) killLeader(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.lastVisitor = fmt.Sprintf("visitor-%d", writes.Load())
 	fmt.Printf("A new leader took writes %.1f s after the kill. %d requests through the proxies, %d failed; %d writes, none failed, the slowest took %.1f s\n",
 		took.Seconds(), traffic.Load(), failed.Load(), writes.Load(), float64(slowest.Load())/1000)
 	w.summary = fmt.Sprintf("leader killed under %d requests and %d writes, none failed.", traffic.Load(), writes.Load())
@@ -333,8 +334,13 @@ func (w *world) comeBack(ctx context.Context) error {
 	if err := w.waitVoters(ctx, w.killed, 3); err != nil {
 		return err
 	}
-	_, err := w.curl(ctx, call{method: http.MethodGet, url: "http://" + w.killed.admin + "/consumers/visitor-1", want: http.StatusOK, contains: "visitor-1"})
+	last := "http://" + w.killed.admin + "/consumers/" + w.lastVisitor
+	err := until(ctx, "the node has caught up", 20*time.Second, func() bool { return w.ask(ctx, http.MethodGet, last, "", "", http.StatusOK) == nil })
 	if err != nil {
+		return err
+	}
+	fmt.Println("# what was written while it was dead:")
+	if _, err := w.curl(ctx, call{method: http.MethodGet, url: last, want: http.StatusOK, contains: w.lastVisitor}); err != nil {
 		return err
 	}
 	return w.showStatus(ctx, w.killed)

@@ -41,6 +41,8 @@ type world struct {
 	plugin  string // id of the jwt plugin on my-api
 	kidUser string // token of the user API
 	killed  *node
+	// lastVisitor is a consumer that was created while the killed node was dead.
+	lastVisitor string
 }
 
 func newWorld(bin, dir string) (*world, error) {

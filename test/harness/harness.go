@@ -26,6 +26,7 @@ var (
 	buildOnce sync.Once
 	buildDir  string
 	errBuild  error
+	ports     sync.Map // given out by FreePort
 )
 
 // Bin returns the path of a program of the project ("concord", "gwctl"), built once per test process. CONCORD_BIN_DIR
@@ -64,6 +65,9 @@ func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 200 {
 		p := 15000 + rand.IntN(17000)
+		if _, taken := ports.LoadOrStore(p, true); taken {
+			continue // given to another node of this process that may not listen yet
+		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
 		if err != nil {
 			continue

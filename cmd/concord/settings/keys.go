@@ -3,6 +3,8 @@ package settings
 import (
 	"net/netip"
 	"time"
+
+	"concord/proxy/listen"
 )
 
 // Key is one setting.
@@ -44,13 +46,13 @@ func groups() []group {
 				Doc: "The plugins that may be used: names, `bundled` for all that come with the gateway, or `off`."},
 		}},
 		{"Listeners", []Key{
-			{Name: "proxy_listen", Default: "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.ProxyListen }),
+			{Name: "proxy_listen", Default: "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.ProxyListen }),
 				Doc: "Where clients send their requests."},
-			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.AdminListen }),
+			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.AdminListen }),
 				Doc: "The Admin API. Only loopback addresses are accepted: it has no credentials yet, so the node refuses to start on any other."},
-			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.GUIListen }),
+			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.GUIListen }),
 				Doc: "Kept for the web console; this version has none and opens nothing."},
-			{Name: "status_listen", Default: "127.0.0.1:8007", Form: "listeners or off", set: listeners(func(s *Settings) *[]Listener { return &s.StatusListen }),
+			{Name: "status_listen", Default: "127.0.0.1:8007", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.StatusListen }),
 				Doc: "`GET /status` and `GET /status/ready` for load balancers and monitoring."},
 			{Name: "ssl_cert", Form: "path or PEM", set: func(s *Settings, v string) error { s.SSLCert = certificate(s, v); return nil },
 				Doc: "Certificate chain of the TLS proxy listeners. Without it the node makes a self-signed one in the prefix."},

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"concord/proxy/listen"
 )
 
 // Args is what the command line says.
@@ -102,13 +104,13 @@ func (s *Settings) crossCheck() (errs []error) {
 	seen := map[string]string{}
 	for _, group := range []struct {
 		key  string
-		list []Listener
+		list []listen.Spec
 	}{{"proxy_listen", s.ProxyListen}, {"admin_listen", s.AdminListen}, {"status_listen", s.StatusListen}} {
 		for _, l := range group.list {
-			if other, dup := seen[l.Addr()]; dup && l.Port != 0 {
-				errs = append(errs, fmt.Errorf("%s: %s is already used by %s: give each listener its own address", group.key, l.Addr(), other))
+			if other, dup := seen[l.Address]; dup && !strings.HasSuffix(l.Address, ":0") {
+				errs = append(errs, fmt.Errorf("%s: %s is already used by %s: give each listener its own address", group.key, l.Address, other))
 			}
-			seen[l.Addr()] = group.key
+			seen[l.Address] = group.key
 		}
 	}
 	return errs

@@ -8,11 +8,11 @@ package settings
 import (
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 	"time"
+
+	"concord/proxy/listen"
 )
 
 // Settings is the typed result of Load. Every field belongs to the key of the same name in snake case.
@@ -28,10 +28,10 @@ type Settings struct {
 	AdminAccessLog string
 	ErrorLog       string // of a daemonised node
 
-	ProxyListen  []Listener
-	AdminListen  []Listener
-	GUIListen    []Listener
-	StatusListen []Listener
+	ProxyListen  []listen.Spec
+	AdminListen  []listen.Spec
+	GUIListen    []listen.Spec
+	StatusListen []listen.Spec
 
 	ClusterListen    string // host:port
 	ClusterAdvertise string // "": chosen by the node
@@ -60,35 +60,6 @@ type Settings struct {
 	DrainTimeout time.Duration // how long SIGTERM lets running exchanges finish
 
 	keys map[string][32]byte // hash of each key's text, to see what a reload changed without keeping secrets twice
-}
-
-// Listener is one address of a *_listen key with its flags.
-type Listener struct {
-	Host string // IP address, without brackets
-	Port int
-	SSL, HTTP2, ProxyProtocol,
-	ReusePort bool
-	Backlog int // 0: the system's
-}
-
-// Addr is the address in the form net.Listen takes.
-func (l Listener) Addr() string { return net.JoinHostPort(l.Host, strconv.Itoa(l.Port)) }
-
-// String is the listener as it is written in a settings file.
-func (l Listener) String() string {
-	s := l.Addr()
-	for _, f := range []struct {
-		on   bool
-		name string
-	}{{l.HTTP2, "http2"}, {l.SSL, "ssl"}, {l.ProxyProtocol, "proxy_protocol"}, {l.ReusePort, "reuseport"}} {
-		if f.on {
-			s += " " + f.name
-		}
-	}
-	if l.Backlog > 0 {
-		s += " backlog=" + strconv.Itoa(l.Backlog)
-	}
-	return s
 }
 
 // Secret is a value that prints redacted in every format, JSON and slog included. Use Reveal to get at it.

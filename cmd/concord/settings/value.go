@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"concord/proxy/listen"
 )
 
 // A setter parses a key's text into its field. Its error is the reason alone; Load adds key, value and source.
@@ -54,10 +56,20 @@ func path(f func(*Settings) *string) setter {
 
 // certificate takes a path, or the PEM text itself.
 func certificate(s *Settings, v string) string {
-	if v == "" || strings.HasPrefix(strings.TrimSpace(v), "-----BEGIN ") {
+	if v == "" || isPEM(v) {
 		return v
 	}
 	return resolve(s, v)
+}
+
+func isPEM(v string) bool { return strings.HasPrefix(strings.TrimSpace(v), "-----BEGIN ") }
+
+// ReadPEM reads what a certificate key holds: the PEM text itself, or the path of a file with it.
+func ReadPEM(v string) ([]byte, error) {
+	if isPEM(v) {
+		return []byte(v), nil
+	}
+	return os.ReadFile(v)
 }
 
 func resolve(s *Settings, v string) string {
@@ -206,50 +218,12 @@ func splitAddr(v string) (host string, port int, err error) {
 	return host, port, nil
 }
 
-// listeners takes Kong's "address:port flag flag, …". Flags that tune nginx's sockets and mean nothing here (deferred,
-// bind, ipv6only, so_keepalive) are accepted, so that a kong.conf works as it is.
-func listeners(f func(*Settings) *[]Listener) setter {
+// listeners takes Kong's "address:port flag flag, …".
+func listeners(f func(*Settings) *[]listen.Spec) setter {
 	return func(s *Settings, v string) error {
-		*f(s) = nil
-		if v == off {
-			return nil
-		}
-		for _, e := range splitList(v) {
-			words := strings.Fields(e)
-			if words[0] == off {
-				return errors.New("mixes off with addresses: write off alone")
-			}
-			l := Listener{}
-			var err error
-			if l.Host, l.Port, err = splitAddr(words[0]); err != nil {
-				return err
-			}
-			for _, w := range words[1:] {
-				name, arg, _ := strings.Cut(w, "=")
-				switch name {
-				case "ssl":
-					l.SSL = true
-				case "http2":
-					l.HTTP2 = true
-				case "proxy_protocol":
-					l.ProxyProtocol = true
-				case "reuseport":
-					l.ReusePort = true
-				case "backlog":
-					if l.Backlog, err = strconv.Atoi(arg); err != nil || l.Backlog < 1 {
-						return fmt.Errorf("%q: the backlog is a number of connections, as in backlog=16384", w)
-					}
-				case "deferred", "bind", "ipv6only", "so_keepalive":
-				default:
-					return fmt.Errorf("%q is not a listener flag (ssl, http2, proxy_protocol, reuseport, backlog=N, deferred, bind, ipv6only, so_keepalive)", w)
-				}
-			}
-			*f(s) = append(*f(s), l)
-		}
-		if len(*f(s)) == 0 {
-			return errors.New("names no address: write off to switch the listener off")
-		}
-		return nil
+		specs, err := listen.Parse(v)
+		*f(s) = specs
+		return err
 	}
 }
 

@@ -146,7 +146,7 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 		return least
 	}
 	known, unknown := best("bobu"), best("nobo")
-	if ratio := float64(unknown) / float64(known); ratio < 0.5 {
+	if ratio := float64(unknown) / float64(known); ratio < 0.7 {
 		t.Errorf("a known user costs %v, an unknown one %v", known, unknown)
 	}
 }

@@ -1,0 +1,291 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"concord/proxy/exchange"
+	"concord/proxy/h1"
+)
+
+// ConnServer serves a connection on which HTTP begins, and closes it. *h1.Server is one.
+type ConnServer interface {
+	ServeConn(nc net.Conn, info h1.ConnInfo)
+}
+
+// Options of Open.
+type Options struct {
+	Specs  []Spec
+	Server ConnServer
+	TLS    *tls.Config // for every connection that begins with a TLS handshake, on any port
+	// MaxConns bounds the connections of the group; one more is closed at once. Default 65,536.
+	MaxConns int
+	// FirstByteTimeout is how long a client may stay silent at first, default 60 s (nginx's client_header_timeout).
+	FirstByteTimeout time.Duration
+	// HandshakeTimeout bounds the TLS handshake, default 15 s.
+	HandshakeTimeout time.Duration
+	Log              *slog.Logger
+}
+
+// Group is a set of open listeners.
+type Group struct {
+	o         Options
+	listeners []listener
+	closed    atomic.Bool
+	accepting sync.WaitGroup
+	conns     atomic.Int64
+	serial    atomic.Uint64
+	lastFull  atomic.Int64 // Unix seconds of the last complaint
+
+	mu      sync.Mutex
+	waiting map[net.Conn]struct{} // before HTTP begins: nobody else would close them
+}
+
+type listener struct {
+	net.Listener
+	spec Spec
+}
+
+// Open opens all sockets, or none.
+func Open(ctx context.Context, o Options) (*Group, error) {
+	if o.MaxConns == 0 {
+		o.MaxConns = 65536
+	}
+	if o.FirstByteTimeout == 0 {
+		o.FirstByteTimeout = 60 * time.Second
+	}
+	if o.HandshakeTimeout == 0 {
+		o.HandshakeTimeout = 15 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	g := &Group{o: o, waiting: map[net.Conn]struct{}{}}
+	for _, s := range o.Specs {
+		ln, err := s.Listen(ctx)
+		if err != nil {
+			g.closeListeners()
+			return nil, err
+		}
+		g.listeners = append(g.listeners, listener{ln, s})
+		if s.HTTP2 {
+			o.Log.Info("http2 is not served yet, clients get HTTP/1.1", "listen", s.String())
+		}
+		if len(s.Ignored) > 0 {
+			o.Log.Info("listen flags without meaning here are ignored", "listen", s.String(), "flags", s.Ignored)
+		}
+	}
+	return g, nil
+}
+
+// Addrs are the addresses, in the order of the specs, with the ports the system chose.
+func (g *Group) Addrs() []net.Addr {
+	var a []net.Addr
+	for _, l := range g.listeners {
+		a = append(a, l.Addr())
+	}
+	return a
+}
+
+// Serve accepts connections until Close. It returns nil then, and earlier the error of a listener that broke.
+func (g *Group) Serve() error {
+	failed := make(chan error, len(g.listeners))
+	for _, l := range g.listeners {
+		g.accepting.Go(func() {
+			if err := g.accept(l); err != nil {
+				failed <- err
+				g.Close()
+			}
+		})
+	}
+	g.accepting.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+func (g *Group) accept(l listener) error {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if g.closed.Load() {
+				return nil
+			}
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() || isTransient(err) {
+				g.o.Log.Warn("accept failed, trying again", "listen", l.spec.String(), "error", err)
+				time.Sleep(20 * time.Millisecond)
+				continue
+			}
+			return err
+		}
+		if g.conns.Add(1) > int64(g.o.MaxConns) {
+			g.conns.Add(-1)
+			_ = nc.Close()
+			g.complain()
+			continue
+		}
+		go g.serve(nc, l.spec)
+	}
+}
+
+// complain logs at most once a second: whoever fills the connections shall not fill the disk.
+func (g *Group) complain() {
+	now := time.Now().Unix()
+	if last := g.lastFull.Load(); last != now && g.lastFull.CompareAndSwap(last, now) {
+		g.o.Log.Error("connection refused: the limit is reached", "limit", g.o.MaxConns)
+	}
+}
+
+// tlsHandshake is the first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1). No HTTP
+// request begins with it.
+const tlsHandshake = 0x16
+
+// sniffed is how much is read to look at the first byte; the rest stays in the kernel.
+const sniffed = 16
+
+func (g *Group) serve(nc net.Conn, spec Spec) {
+	defer g.conns.Add(-1)
+	if !g.wait(nc) {
+		_ = nc.Close()
+		return
+	}
+	_ = nc.SetReadDeadline(time.Now().Add(g.o.FirstByteTimeout))
+	first := make([]byte, sniffed)
+	n, err := nc.Read(first)
+	if err != nil {
+		g.proceed(nc)
+		_ = nc.Close()
+		return
+	}
+	first = first[:n]
+	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}}
+	switch {
+	case first[0] == tlsHandshake && g.o.TLS != nil:
+		tc, err := g.handshake(nc, first)
+		if err != nil {
+			g.proceed(nc)
+			g.o.Log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
+			_ = nc.Close()
+			return
+		}
+		state := tc.ConnectionState()
+		info.TLS, info.SNI = &state, state.ServerName
+		info.Peer, info.Local = addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr())
+		if g.proceed(nc) {
+			g.o.Server.ServeConn(tc, info)
+			return
+		}
+	case spec.SSL || first[0] == tlsHandshake:
+		if g.proceed(nc) {
+			refusePlain(nc, first[0])
+		}
+	default:
+		_ = nc.SetReadDeadline(time.Time{})
+		info.Initial = first
+		if g.proceed(nc) {
+			g.o.Server.ServeConn(nc, info)
+			return
+		}
+	}
+	_ = nc.Close()
+}
+
+func (g *Group) handshake(nc net.Conn, first []byte) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), g.o.HandshakeTimeout)
+	defer cancel()
+	_ = nc.SetReadDeadline(time.Time{})
+	tc := tls.Server(&replayed{Conn: nc, first: first}, g.o.TLS)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return tc, nil
+}
+
+// refusePlain answers HTTP on a TLS port in words; whatever else it is just ends.
+func refusePlain(nc net.Conn, first byte) {
+	if first < 'A' || first > 'Z' {
+		return
+	}
+	const text = "The plain HTTP request was sent to an HTTPS port: use https:// instead of http://\n"
+	_ = nc.SetDeadline(time.Now().Add(5 * time.Second))
+	_, err := fmt.Fprintf(nc, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(text), text)
+	if err != nil {
+		return
+	}
+	// Unread bytes would turn the close into a reset that can overtake the answer.
+	if cw, ok := nc.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
+		buf := make([]byte, 4096)
+		for range 64 {
+			if _, err := nc.Read(buf); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// wait notes a connection nobody serves yet; false when the group is closed.
+func (g *Group) wait(nc net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed.Load() {
+		return false
+	}
+	g.waiting[nc] = struct{}{}
+	return true
+}
+
+// proceed ends wait; false when Close has closed the connection meanwhile.
+func (g *Group) proceed(nc net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, ok := g.waiting[nc]
+	delete(g.waiting, nc)
+	return ok
+}
+
+// Conns is the number of open connections.
+func (g *Group) Conns() int { return int(g.conns.Load()) }
+
+// Close stops accepting and closes the connections on which no request has begun. The others are the server's to drain.
+func (g *Group) Close() {
+	g.mu.Lock()
+	g.closed.Store(true)
+	for nc := range g.waiting {
+		_ = nc.Close()
+		delete(g.waiting, nc)
+	}
+	g.mu.Unlock()
+	g.closeListeners()
+}
+
+func (g *Group) closeListeners() {
+	for _, l := range g.listeners {
+		_ = l.Close()
+	}
+}
+
+// replayed gives back first what was read to look at.
+type replayed struct {
+	net.Conn
+	first []byte
+}
+
+func (r *replayed) Read(p []byte) (int, error) {
+	if len(r.first) > 0 {
+		n := copy(p, r.first)
+		r.first = r.first[n:]
+		return n, nil
+	}
+	return r.Conn.Read(p)
+}

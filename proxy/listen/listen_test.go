@@ -1,0 +1,353 @@
+package listen_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"concord/proxy/exchange"
+	"concord/proxy/h1"
+	"concord/proxy/listen"
+)
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		value string
+		want  []listen.Spec
+		err   string
+	}{
+		{"off", nil, ""},
+		{" off ", nil, ""},
+		{"0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", []listen.Spec{{Address: "0.0.0.0:8000"}, {Address: "0.0.0.0:8443", HTTP2: true, SSL: true}}, ""},
+		{"[::]:8000 ipv6only=on", []listen.Spec{{Address: "[::]:8000", IPv6Only: true}}, ""},
+		{"127.0.0.1:0 reuseport deferred bind backlog=16384 so_keepalive=off", []listen.Spec{{Address: "127.0.0.1:0", ReusePort: true, Deferred: true, KeepAlive: "off", Ignored: []string{"bind", "backlog=16384"}}}, ""},
+		{":8000 so_keepalive=30m::10", []listen.Spec{{Address: ":8000", KeepAlive: "on", Ignored: []string{"so_keepalive=30m::10"}}}, ""},
+		{"", nil, `"": an address is missing; write host:port, or off`},
+		{"1.2.3.4:80,", nil, `"": an address is missing; write host:port, or off`},
+		{"8000", nil, `"8000": not an address: write host:port such as 0.0.0.0:8000 or [::]:8000, or off`},
+		{"unix:/run/x.sock", nil, `"unix:/run/x.sock": port "/run/x.sock" is not a number between 0 and 65535`},
+		{"h:99999", nil, `"h:99999": port "99999" is not a number between 0 and 65535`},
+		{"h:1 tls", nil, `"h:1 tls": unknown flag "tls"; known: ssl, http2, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off`},
+		{"h:1 backlog=no", nil, `"h:1 backlog=no": backlog: "no" is not a positive number`},
+		{"h:1 proxy_protocol", nil, `"h:1 proxy_protocol": proxy_protocol is not supported yet; take the client's address from a header of a trusted proxy (trusted_ips, real_ip_header)`},
+	} {
+		got, err := listen.Parse(c.value)
+		if d := cmp.Diff(c.want, got); d != "" || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
+			t.Errorf("%q: %v\n%s", c.value, err, d)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("0.0.0.0:8000, 0.0.0.0:8443 http2 ssl")
+	f.Add("[::1]:0 so_keepalive=1:2:3 backlog=1")
+	f.Fuzz(func(t *testing.T, value string) {
+		specs, err := listen.Parse(value)
+		if err != nil {
+			return
+		}
+		for _, s := range specs {
+			again, err := listen.Parse(s.String())
+			if err != nil || len(again) != 1 || again[0].Address != s.Address || again[0].SSL != s.SSL || again[0].HTTP2 != s.HTTP2 {
+				t.Fatalf("%q: %q is not read again: %v %v", value, s, again, err)
+			}
+		}
+	})
+}
+
+func TestDefaultCertificate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ssl")
+	first, err := listen.DefaultCertificate(dir, "gw.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"localhost", "gw.example.com", "127.0.0.1", "::1"} {
+		if err := first.Leaf.VerifyHostname(name); err != nil {
+			t.Error(err)
+		}
+	}
+	info, err := os.Stat(filepath.Join(dir, "default.key"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, mode %v: want 0600", err, info.Mode())
+	}
+	second, err := listen.DefaultCertificate(dir, "gw.example.com")
+	if err != nil || !first.Leaf.Equal(second.Leaf) {
+		t.Errorf("a second start made another certificate: %v", err)
+	}
+	for _, damage := range []func() error{
+		func() error { return os.WriteFile(filepath.Join(dir, "default.crt"), []byte("nonsense"), 0o600) },
+		func() error { return os.Remove(filepath.Join(dir, "default.crt")) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := listen.DefaultCertificate(dir, ""); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "default.crt")) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// hello tells what it knows of the connection.
+type hello struct{}
+
+func (hello) Serve(x *exchange.Exchange) {
+	x.Response.Status = 200
+	x.Response.SetBody([]byte(x.Request.Scheme + " " + x.Conn.SNI + " " + x.Conn.Peer.Addr().String()))
+}
+func (hello) Finish(*exchange.Exchange) {}
+
+func open(t *testing.T, set func(*listen.Options)) (*listen.Group, *h1.Server, []string) {
+	t.Helper()
+	cert, err := listen.DefaultCertificate(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := h1.New(h1.Options{Handler: hello{}})
+	specs, err := listen.Parse("127.0.0.1:0, 127.0.0.1:0 ssl http2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := listen.Options{Specs: specs, Server: srv, TLS: listen.TLSConfig(cert, named(t, "a.example.com"), named(t, "*.wild.example.com")), Log: slog.New(slog.DiscardHandler)}
+	if set != nil {
+		set(&o)
+	}
+	g, err := listen.Open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- g.Serve() }()
+	t.Cleanup(func() {
+		g.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := srv.Shutdown(ctx); err != nil {
+			t.Errorf("drain: %v", err)
+		}
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	var addrs []string
+	for _, a := range g.Addrs() {
+		addrs = append(addrs, a.String())
+	}
+	return g, srv, addrs
+}
+
+func named(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// get asks twice on one connection and returns the second answer.
+func get(t *testing.T, nc net.Conn) string {
+	t.Helper()
+	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	r := bufio.NewReader(nc)
+	body := ""
+	for range 2 {
+		if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body = string(b)
+	}
+	return body
+}
+
+func dialTLS(t *testing.T, addr, sni string) *tls.Conn {
+	t.Helper()
+	c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, ServerName: sni, NextProtos: []string{"h2", "http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func dial(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestPlainAndTLSOnBothPorts(t *testing.T) {
+	_, _, addrs := open(t, nil)
+	if got := get(t, dial(t, addrs[0])); got != "http  127.0.0.1" {
+		t.Errorf("plain: %q", got)
+	}
+	for _, addr := range addrs { // TLS is understood on the plain port too
+		c := dialTLS(t, addr, "a.example.com")
+		if got := get(t, c); got != "https a.example.com 127.0.0.1" {
+			t.Errorf("TLS: %q", got)
+		}
+		if p := c.ConnectionState().NegotiatedProtocol; p != "http/1.1" {
+			t.Errorf("protocol %q", p)
+		}
+	}
+}
+
+func TestCertificateBySNI(t *testing.T) {
+	_, _, addrs := open(t, nil)
+	for sni, want := range map[string]string{
+		"a.example.com": "a.example.com", "x.wild.example.com": "*.wild.example.com", "other.org": "localhost", "": "localhost",
+	} {
+		if got := dialTLS(t, addrs[1], sni).ConnectionState().PeerCertificates[0].DNSNames[0]; got != want {
+			t.Errorf("SNI %q: certificate of %s, want %s", sni, got, want)
+		}
+	}
+}
+
+func TestPlainRequestOnTLSPort(t *testing.T) {
+	_, _, addrs := open(t, nil)
+	c := dial(t, addrs[1])
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"+strings.Repeat("x", 100_000))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != 400 || !strings.HasPrefix(string(body), "The plain HTTP request was sent to an HTTPS port") {
+		t.Errorf("%v %d %q", err, res.StatusCode, body)
+	}
+	c = dial(t, addrs[1])
+	_, _ = io.WriteString(c, "\x00\x01garbage")
+	if b, _ := io.ReadAll(c); len(b) != 0 {
+		t.Errorf("garbage is answered with %q", b)
+	}
+}
+
+// gone checks that the other side closes soon.
+func gone(t *testing.T, c net.Conn, what string) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%s: the connection stays open (%v)", what, err)
+	}
+}
+
+func TestPatience(t *testing.T) {
+	g, _, addrs := open(t, func(o *listen.Options) {
+		o.FirstByteTimeout, o.HandshakeTimeout = 30*time.Millisecond, 30*time.Millisecond
+	})
+	gone(t, dial(t, addrs[0]), "silent client")
+	half := dial(t, addrs[1])
+	_, _ = half.Write([]byte{0x16, 3, 1, 2, 0, 1})
+	gone(t, half, "half a handshake")
+	for end := time.Now().Add(10 * time.Second); g.Conns() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are still counted", g.Conns())
+		}
+	}
+}
+
+func TestConnectionLimit(t *testing.T) {
+	_, _, addrs := open(t, func(o *listen.Options) { o.MaxConns = 2 })
+	a, b := dial(t, addrs[0]), dial(t, addrs[0])
+	get(t, a)
+	get(t, b)
+	gone(t, dial(t, addrs[0]), "one too many")
+	_ = a.Close()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c := dial(t, addrs[0])
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+		if _, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the place of a closed connection is not free")
+		}
+	}
+}
+
+func TestCloseEndsWaitingConnections(t *testing.T) {
+	g, _, addrs := open(t, nil)
+	silent, half := dial(t, addrs[0]), dial(t, addrs[1])
+	_, _ = half.Write([]byte{0x16})
+	for end := time.Now().Add(10 * time.Second); g.Conns() < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	time.Sleep(20 * time.Millisecond)
+	g.Close()
+	gone(t, silent, "silent client")
+	gone(t, half, "half a handshake")
+	if c, err := net.Dial("tcp", addrs[0]); err == nil {
+		_ = c.Close()
+		t.Error("still accepts")
+	}
+}
+
+func TestOpenOpensAllOrNothing(t *testing.T) {
+	_, _, addrs := open(t, nil)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	_ = free.Close()
+	_, err = listen.Open(context.Background(), listen.Options{Specs: []listen.Spec{{Address: addr}, {Address: addrs[0]}}})
+	if err == nil || !strings.Contains(err.Error(), addrs[0]) {
+		t.Fatalf("%v", err)
+	}
+	again, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatalf("the first socket was left open: %v", err)
+	}
+	_ = again.Close()
+}
+
+func TestReusePort(t *testing.T) {
+	specs, err := listen.Parse("127.0.0.1:0 reuseport deferred")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := specs[0].Listen(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	specs[0].Address = a.Addr().String()
+	b, err := specs[0].Listen(context.Background())
+	if err != nil {
+		t.Fatalf("a second listener on the same port: %v", err)
+	}
+	_ = b.Close()
+}
