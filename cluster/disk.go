@@ -363,7 +363,7 @@ func (d *disk) keepNote() {
 		case <-d.stop:
 			return
 		case <-tick.C:
-			d.writeNote()
+			_ = d.writeNote() // a failed write has told Fatal already
 		}
 	}
 }

@@ -52,7 +52,7 @@ func TestFailedWriteIsFatal(t *testing.T) {
 			if kind == "hangs" {
 				f.hang.Store(&release)
 			} else {
-				eio := error(errors.New("input/output error"))
+				eio := errors.New("input/output error")
 				f.err.Store(&eio)
 			}
 			go leader.write("on the bad disk")

@@ -94,7 +94,7 @@ func (n *Node) Join(ctx context.Context, addr, token string, discard bool) error
 	if err := n.switchTo(ctx, id, keys); err != nil {
 		return err
 	}
-	n.log.Info("joined the cluster", "cluster", id.ClusterID, "node", id.NodeID)
+	n.log.Log(context.Background(), levelNotice, "joined the cluster", "cluster", id.ClusterID, "node", id.NodeID)
 	if err := n.catchUp(ctx, answer.Index); err != nil {
 		return fmt.Errorf("the node has joined the cluster, but has not received its state yet: %w", err)
 	}
@@ -275,7 +275,7 @@ func (n *Node) admit(ctx context.Context, conn tls.ConnectionState, message []by
 		m.log.Warn("a node was admitted, but not added to raft", "node", body.Node.ID, "error", err)
 		return joinAnswer{}, &RefusedError{lostInBetween}
 	}
-	m.log.Info("admitted a node", "node", body.Node.ID, "name", body.Node.Name, "address", body.Node.Address, "token", req.Token)
+	m.log.Log(context.Background(), levelNotice, "admitted a node", "node", body.Node.ID, "name", body.Node.Name, "address", body.Node.Address, "token", req.Token)
 	return joinAnswer{Certificate: cert, CA: ca.CertificatePEM(), SealKeys: compact.Bytes(), Index: index}, nil
 }
 

@@ -74,7 +74,7 @@ func (m *membership) lead(ctx context.Context) {
 		m.ready.Store(false)
 		return
 	}
-	m.log.Info("this node leads the cluster", "node", m.id.NodeID, "term", m.raft.CurrentTerm())
+	m.log.Log(context.Background(), levelNotice, "this node leads the cluster", "node", m.id.NodeID, "term", m.raft.CurrentTerm())
 	wake(m.changed)
 	d := duties{membership: m, seen: map[string]time.Time{}, since: map[string]time.Time{}, begun: time.Now()}
 	every := min(time.Second, m.opt.Tuning.StabilizationTime/3)
@@ -233,7 +233,7 @@ func (d *duties) promote(_ context.Context, status map[string]peerStatus) error 
 			if err := d.raft.AddVoter(s.ID, s.Address, 0, 0).Error(); err != nil {
 				return err
 			}
-			d.log.Info("node may vote now", "node", id, "name", row.Val.Name)
+			d.log.Log(context.Background(), levelNotice, "node may vote now", "node", id, "name", row.Val.Name)
 			delete(d.since, id)
 		}
 	}
@@ -322,7 +322,7 @@ func (d *duties) raise(ctx context.Context, _ map[string]peerStatus) error {
 	if level == math.MaxUint32 || level <= d.machine.Level() {
 		return nil
 	}
-	d.log.Info("raising the cluster level", "from", d.machine.Level(), "to", level)
+	d.log.Log(context.Background(), levelNotice, "raising the cluster level", "from", d.machine.Level(), "to", level)
 	res, err := d.propose(ctx, command.Command{Level: d.machine.Level(), Actor: "cluster", Op: command.SetLevel{Level: level}})
 	return errors.Join(err, res.Err)
 }

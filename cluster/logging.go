@@ -6,14 +6,43 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
 
 // raftLog lets raft write to slog. raft's own "info" is about single elections and streams, of interest to who debugs.
 type raftLog struct {
-	log  *slog.Logger
-	name string
+	log   *slog.Logger
+	name  string
+	again *quiet
+}
+
+// levelNotice is for what an operator wants to know though nothing is wrong: leaders, members. nginx and Kong log from
+// there by default.
+const levelNotice = slog.LevelInfo + 2
+
+// quiet lets a warning through once in a while: raft repeats those about a node that is down several times a second.
+type quiet struct {
+	mu   sync.Mutex
+	seen map[string]time.Time // by message
+}
+
+const repeatAfter = 10 * time.Second
+
+func (q *quiet) repeats(msg string, now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if now.Sub(q.seen[msg]) < repeatAfter {
+		return true
+	}
+	q.seen[msg] = now // raft's messages are constants: a few dozen
+	return false
+}
+
+func newRaftLog(log *slog.Logger) raftLog {
+	return raftLog{log, "raft", &quiet{seen: map[string]time.Time{}}}
 }
 
 var _ hclog.Logger = raftLog{}
@@ -30,7 +59,11 @@ func slogLevel(l hclog.Level) slog.Level {
 }
 
 func (r raftLog) Log(level hclog.Level, msg string, args ...any) {
-	r.log.Log(context.Background(), slogLevel(level), r.name+": "+msg, plain(args)...)
+	to := slogLevel(level)
+	if to == slog.LevelWarn && r.again.repeats(msg, time.Now()) {
+		to = slog.LevelDebug
+	}
+	r.log.Log(context.Background(), to, r.name+": "+msg, plain(args)...)
 }
 
 // plain makes hclog's lazy values printable.
@@ -60,13 +93,15 @@ func (r raftLog) IsInfo() bool  { return r.enabled(hclog.Info) }
 func (r raftLog) IsWarn() bool  { return r.enabled(hclog.Warn) }
 func (r raftLog) IsError() bool { return r.enabled(hclog.Error) }
 
-func (r raftLog) ImpliedArgs() []any            { return nil }
-func (r raftLog) With(args ...any) hclog.Logger { return raftLog{r.log.With(plain(args)...), r.name} }
-func (r raftLog) Name() string                  { return r.name }
-func (r raftLog) Named(name string) hclog.Logger {
-	return raftLog{r.log, r.name + "." + name}
+func (r raftLog) ImpliedArgs() []any { return nil }
+func (r raftLog) With(args ...any) hclog.Logger {
+	return raftLog{r.log.With(plain(args)...), r.name, r.again}
 }
-func (r raftLog) ResetNamed(name string) hclog.Logger { return raftLog{r.log, name} }
+func (r raftLog) Name() string { return r.name }
+func (r raftLog) Named(name string) hclog.Logger {
+	return raftLog{r.log, r.name + "." + name, r.again}
+}
+func (r raftLog) ResetNamed(name string) hclog.Logger { return raftLog{r.log, name, r.again} }
 func (r raftLog) SetLevel(hclog.Level)                {}
 func (r raftLog) GetLevel() hclog.Level               { return hclog.Debug }
 

@@ -73,7 +73,7 @@ func (m *membership) leadAnnounce(ctx context.Context, from string, own entity.C
 		if err := add(s.ID, raft.ServerAddress(own.Address), 0, 0).Error(); err != nil {
 			return none{}, leaderError(err)
 		}
-		m.log.Info("a node has another address", "node", from, "address", own.Address)
+		m.log.Log(context.Background(), levelNotice, "a node has another address", "node", from, "address", own.Address)
 	}
 	return none{}, change(func() error {
 		row, ok := m.rows.node(from)
@@ -244,7 +244,7 @@ func (m *membership) leadRemove(ctx context.Context, _ string, in nodeRef) (none
 	return none{}, change(func() error {
 		err := m.removeNode(ctx, id)
 		if err == nil {
-			m.log.Info("node was removed from the cluster", "node", id)
+			m.log.Log(context.Background(), levelNotice, "node was removed from the cluster", "node", id)
 		}
 		return err
 	})

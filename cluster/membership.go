@@ -110,7 +110,7 @@ func (m *membership) openStores(ctx context.Context) (fresh bool, err error) {
 	if err != nil {
 		return false, errors.Join(err, store.Close())
 	}
-	logger := raftLog{m.log, "raft"}
+	logger := newRaftLog(m.log)
 	if m.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, 2, logger); err != nil {
 		return false, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -127,7 +127,7 @@ func (m *membership) startRaft(fresh bool) error {
 	c.SnapshotThreshold, c.SnapshotInterval, c.TrailingLogs = t.SnapshotThreshold, t.SnapshotInterval, t.TrailingLogs
 	c.MaxAppendEntries = 512
 	c.NotifyCh = m.notify
-	c.Logger = raftLog{m.log, "raft"}
+	c.Logger = newRaftLog(m.log)
 	c.NoSnapshotRestoreOnStart = true // recovery did it
 	c.NoLegacyTelemetry = true
 	cache, err := raft.NewLogCache(1024, m.disk)

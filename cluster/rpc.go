@@ -94,7 +94,7 @@ func (n *Node) handler() http.Handler {
 			answerFault(w, faultOf(err))
 			return
 		}
-		w.Write(answer)
+		_, _ = w.Write(answer) // a peer that is gone asks again
 	})
 	mux.HandleFunc("POST /peer/status", func(w http.ResponseWriter, r *http.Request) {
 		m, err := n.membership()
@@ -102,7 +102,7 @@ func (n *Node) handler() http.Handler {
 			answerFault(w, faultOf(err))
 			return
 		}
-		json.NewEncoder(w).Encode(m.status())
+		_ = json.NewEncoder(w).Encode(m.status())
 	})
 	mux.HandleFunc("POST /peer/goodbye", func(w http.ResponseWriter, r *http.Request) {
 		if m, err := n.membership(); err == nil {
@@ -120,7 +120,7 @@ func answerFault(w http.ResponseWriter, f fault) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(f)
+	_ = json.NewEncoder(w).Encode(f)
 }
 
 // peerStatus is what a node tells the others about itself.
@@ -138,7 +138,7 @@ func (m *membership) status() peerStatus {
 	addr, id := m.leader()
 	state := map[raft.RaftState]string{raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate"}[m.raft.State()]
 	return peerStatus{
-		ID: m.id.NodeID, State: state, Applied: m.machine.index(), Keyed: m.keyed.Load(), Version: m.opt.Version,
+		ID: m.id.NodeID, State: state, Applied: max(m.machine.index(), m.raft.AppliedIndex()), Keyed: m.keyed.Load(), Version: m.opt.Version,
 		Term: m.raft.CurrentTerm(), Leader: peer{id, addr},
 	}
 }
@@ -200,8 +200,13 @@ func (n *Node) sendSnapshot(w http.ResponseWriter, r *http.Request) {
 	}
 	defer body.Close()
 	m.log.Info("sending a snapshot to a node that lost its own", "node", transport.NodeID(r), "index", meta.Index)
-	json.NewEncoder(w).Encode(snapshotHead{meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex, meta.Size})
-	io.CopyN(w, body, meta.Size)
+	err = json.NewEncoder(w).Encode(snapshotHead{meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex, meta.Size})
+	if err == nil {
+		_, err = io.CopyN(w, body, meta.Size)
+	}
+	if err != nil { // the receiver checks size and checksum, and asks again
+		m.log.Warn("snapshot not sent whole", "node", transport.NodeID(r), "error", err)
+	}
 }
 
 // fetchSnapshot asks all known peers for the leader's snapshot until one is the leader.

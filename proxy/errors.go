@@ -60,11 +60,13 @@ func (h *Handler) answer(x *exchange.Exchange, err error) {
 	head := p.Header
 	head.Reset()
 	*p = exchange.Response{Header: head}
-	switch e := err.(type) {
-	case *plugin.Exit:
-		h.exit(x, e)
-	case *failure:
-		h.template(x, e.status, e.message, e.nginx)
+	var exit *plugin.Exit
+	var own *failure
+	switch {
+	case errors.As(err, &exit):
+		h.exit(x, exit)
+	case errors.As(err, &own):
+		h.template(x, own.status, own.message, own.nginx)
 	default:
 		h.stats.PluginErrors.Add(1)
 		h.log.Error("plugin failed", "error", err, "request_id", x.RequestID)

@@ -34,7 +34,7 @@ func (t *Transport) serveJoin(conn *tls.Conn, state tls.ConnectionState) {
 	if err := writeFrame(conn, t.opt.Join(ctx, state, message)); err != nil {
 		return
 	}
-	conn.CloseWrite()
+	_ = conn.CloseWrite() // the answer is out; who does not read it gains nothing
 }
 
 // Join sends one join request to the node at addr. The token's pin is compared in the handshake; message is only called, with the

@@ -129,7 +129,7 @@ func Listen(o Options) (*Transport, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	t.serving.Add(2)
-	go func() { defer t.serving.Done(); t.rpc.Serve(t.rpcIn) }()
+	go func() { defer t.serving.Done(); _ = t.rpc.Serve(t.rpcIn) }() // ends with Close
 	go func() { defer t.serving.Done(); t.accept() }()
 	return t, nil
 }

@@ -101,8 +101,7 @@ func get(tr *Transport, to string) (string, error) {
 func TestMembers(t *testing.T) {
 	au := newAuthority(t)
 	var banned atomic.Pointer[string]
-	var x *Transport
-	x = au.listen(func(o *Options) {
+	x := au.listen(func(o *Options) {
 		o.Member = func(id, _ string) error {
 			if b := banned.Load(); b != nil && *b == id {
 				return errors.New("removed")

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -55,6 +56,7 @@ type node struct {
 
 // run is "concord run": it holds the prefix, runs a node until a signal ends it, and returns nil after a clean stop.
 func (c *cli) run(s *settings.Settings) error {
+	syscall.Umask(0o077) // what the node writes is its own: keys, the log, snapshots
 	if err := prepare(s); err != nil {
 		return err
 	}
@@ -149,6 +151,9 @@ func (n *node) start() error {
 	n.cluster, err = cluster.Open(context.Background(), cluster.Options{
 		Prefix: n.s.Prefix, Name: n.s.NodeName, Listen: n.s.ClusterListen, Advertise: n.s.ClusterAdvertise, GossipListen: n.s.GossipListen,
 		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, Log: n.log,
+		Tuning: cluster.Tuning{
+			SnapshotThreshold: uint64(n.s.SnapshotThreshold), SnapshotInterval: n.s.SnapshotInterval, TrailingLogs: uint64(n.s.TrailingLogs),
+		},
 	})
 	if err != nil {
 		return err
@@ -157,16 +162,36 @@ func (n *node) start() error {
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
 	n.compiler = dataplane.New(dataplane.Options{
 		Store: machine.Store(), Plugins: plugins, Log: n.log,
-		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID(), Hostname: hostname},
+		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname},
 	})
 	n.upstream = upstream.New(upstream.Options{
-		MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),
+		Guard: upstream.KeepOut(n.ownPorts), MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),
 		IdleTimeout: orElse(n.s.UpstreamKeepaliveIdleTimeout, math.MaxInt64), Log: n.log,
 	})
 	if err := n.startProxy(); err != nil {
 		return err
 	}
 	return n.startAdmin(machine, plugins, hostname)
+}
+
+// ownPorts are the listeners that the proxy must not reach.
+func (n *node) ownPorts() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, a := range n.sockets.admin.Addrs() {
+		if t, ok := a.(*net.TCPAddr); ok {
+			out = append(out, t.AddrPort())
+		}
+	}
+	for _, s := range []string{n.s.ClusterListen, n.s.GossipListen} {
+		if t, err := net.ResolveTCPAddr("tcp", s); err == nil {
+			at := t.AddrPort()
+			if !at.Addr().IsValid() { // ":7373"
+				at = netip.AddrPortFrom(netip.IPv6Unspecified(), at.Port())
+			}
+			out = append(out, at)
+		}
+	}
+	return out
 }
 
 // orElse replaces a zero, which means the default to those who take options, by what the setting 0 means.

@@ -20,13 +20,38 @@ type Def struct {
 	// Transform changes a prepared record before it is stored (basic-auth: the password becomes its digest). current is
 	// the stored record that a PATCH or PUT replaces, nil on insert. It is pure; nil: nothing to do.
 	Transform func(rec, current schema.Record) (schema.Record, error)
+	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.
+	Advise func(rec schema.Record) string
+	// Members is the list field that stands for rows of another entity. nil: none.
+	Members *Members
 
 	// The rest is how the Admin API's URLs name the entity; each empty value means the plural name.
+	Endpoints  Endpoints
 	Collection string   // top-level collection: "key-auths" in /key-auths
 	Nested     string   // collection under an entity it refers to: "key-auth" in /consumers/{c}/key-auth
 	NestedKey  string   // field that, with the parent, finds one row: "group" in /consumers/{c}/acls/{group}
 	Filters    []string // unique fields by which the collection may be filtered: "custom_id" in /consumers?custom_id=x
 }
+
+// Members is a list of names that is not stored in the row: each name is a row of another entity that refers to this one.
+// Who writes the list makes and deletes those rows, and a name serves as a reference to this row (certificates: snis).
+type Members struct {
+	Field    string // the list, a transient field of this entity's schema: "snis"
+	Entity   string // whose rows they are; its EndpointKey is the name: "snis"
+	Ref      string // its foreign field that refers to this entity: "certificate"
+	NotFound string // what a URL with an unknown name is answered
+}
+
+// Endpoints says which of the endpoints that an entity's schema implies the Admin API has.
+type Endpoints uint8
+
+// The values of Endpoints.
+const (
+	AllEndpoints    Endpoints = iota
+	NoOwnerEndpoint           // not what an item refers to: no /snis/{s}/certificate
+	NestedEndpoints           // only those under the entity it refers to: /upstreams/{u}/targets, no /targets
+	NoEndpoints               // none: the gateway's own rows
+)
 
 // CollectionName is the entity's top-level collection in URLs.
 func (d Def) CollectionName() string { return cmp.Or(d.Collection, d.Schema.Name) }

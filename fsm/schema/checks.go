@@ -73,6 +73,9 @@ func newCheck(p *plan, names ...string) boundCheck {
 func (c *boundCheck) apply(rec Record, m Mode, errs Errors) Errors {
 	present, missing := false, -1
 	for i, path := range c.paths {
+		if !c.runsInvalid && errs.has(path) {
+			return errs
+		}
 		v, ok := get(rec, path)
 		if !ok {
 			if i < c.needed && !c.runsMissing && missing < 0 {
@@ -83,9 +86,6 @@ func (c *boundCheck) apply(rec Record, m Mode, errs Errors) Errors {
 		present = true
 		if s, ok := v.(string); ok && c.nodes[i] != nil && c.nodes[i].Vault && IsVaultReference(s) {
 			return errs // what it stands for is known at run time only
-		}
-		if !c.runsInvalid && errs.has(path) {
-			return errs
 		}
 	}
 	if !present && !(c.runsMissing && m != Update) {

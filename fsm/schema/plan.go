@@ -211,6 +211,18 @@ func (s *Schema) Field(name string) (*Field, bool) {
 	return nil, false
 }
 
+// CheckField validates a value of one field as it would be in a record and returns the error text, "" when it is fine.
+func (s *Schema) CheckField(name string, v any) string {
+	n := s.compile().byName[name]
+	if n == nil {
+		return errUnknown
+	}
+	if err := n.validate(v, Insert); err != nil {
+		return shown(err)
+	}
+	return ""
+}
+
 // ForeignFields returns the fields of type Foreign.
 func (s *Schema) ForeignFields() []Field {
 	var l []Field

@@ -62,7 +62,7 @@ type Field struct {
 	Elem     *Field  // element of Array, Set; value of Map
 	Keys     *Field  // key of Map
 	Fields   []Field // of RecordT
-	Ref      string  // Foreign: plural name of the referenced entity
+	Ref      string  // Foreign: plural name of the referenced entity; also of a String that holds an id of it (elements of lists)
 	OnDelete RefAction
 
 	Default   any  // nil: none
@@ -74,6 +74,7 @@ type Field struct {
 	Secret    bool // sealed at rest, redacted in logs
 	Vault     bool // accepts {vault://...} references, for which validation of the value is skipped
 	Immutable bool
+	Transient bool   // not part of the stored row (entity.Def.Members)
 	Null      bool   // the value must be null (a plugin's forbidden scope)
 	Since     uint32 // cluster level that introduced the field
 

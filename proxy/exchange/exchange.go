@@ -88,6 +88,7 @@ type Credential struct {
 // Upstream is where the request is sent. The handler fills it from the service, plugins may change it in access.
 type Upstream struct {
 	Scheme         string // "http" or "https"
+	HTTP2          bool   // speak HTTP/2, in plain text with prior knowledge: gRPC
 	Host           string // name or address to dial
 	Port           int
 	HostHeader     string // value of Host (and SNI when https)
@@ -144,6 +145,7 @@ type Exchange struct {
 	id         [32]byte
 	arena      arena
 	credential Credential // storage of SetCredential
+	gone       gone
 }
 
 // Handler is what a front end calls for every parsed request.

@@ -239,7 +239,7 @@ func TestScratchAndReset(t *testing.T) {
 	x.Proxied = true
 	x.Reset()
 	if x.RequestID != "" || len(x.Request.Header.Fields) != 0 || len(x.State) != 0 || x.Proxied {
-		t.Errorf("%+v", x)
+		t.Errorf("something is left: %q, %v, %t", x.RequestID, x.Request.Header.Fields, x.Proxied)
 	}
 	x.NewRequestID()
 	if x.RequestID == id {

@@ -105,6 +105,8 @@ func TestRejected(t *testing.T) {
 		{"P4 NUL", path("/a\x00"), 0},
 		{"H10 long target", path("/" + strings.Repeat("a", 64<<10)), 414},
 		{"H10 large header", get("Host: a\r\nX: " + strings.Repeat("a", 1<<20) + "\r\n"), 431},
+		{"H10 long Connection", get("Host: a\r\nConnection: " + strings.Repeat("x,", 1000) + "\r\n"), 431},
+		{"H10 many Connections", get("Host: a\r\n" + strings.Repeat("Connection: x\r\n", 5)), 431},
 		{"H10 many headers", get("Host: a\r\n" + strings.Repeat("X: y\r\n", 10_000)), 431},
 	}
 	for _, tt := range tests {

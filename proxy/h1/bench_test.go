@@ -9,34 +9,55 @@ import (
 	"concord/proxy/upstream"
 )
 
-// BenchmarkProxyPlain is one keep-alive request through server, upstream connection and back. It must not allocate.
-func BenchmarkProxyPlain(b *testing.B) {
-	addr, _, _ := start(b, echoUpstream(b, 1024), func(o *h1.Options, u *upstream.Options, _ *plain) { o.MaxRequests, u.MaxRequests = 1<<40, 1<<40 })
+// plainLoop returns a function that sends one keep-alive request through server and upstream connection and reads the
+// answer.
+func plainLoop(t testing.TB) func() {
+	addr, _, _ := start(t, echoUpstream(t, 1024), func(o *h1.Options, u *upstream.Options, _ *plain) {
+		o.MaxRequests, u.MaxRequests = 1<<40, 1<<40
+	})
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { _ = c.Close() })
 	req := []byte("GET /get?a=1 HTTP/1.1\r\nHost: example.com\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
 	buf := make([]byte, 8192)
-	once := func() {
+	return func() {
 		if _, err := c.Write(req); err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
-		n := 0
-		for n < 1024 || !bytes.HasSuffix(buf[:n], []byte("xxxx")) || n < bytes.Index(buf[:n], []byte("\r\n\r\n"))+4+1024 {
+		for n, head := 0, -1; head < 0 || n < head+4+1024; {
 			k, err := c.Read(buf[n:])
 			if err != nil {
-				b.Fatal(err, string(buf[:n]))
+				t.Fatal(err, string(buf[:n]))
 			}
 			n += k
+			head = bytes.Index(buf[:n], []byte("\r\n\r\n"))
 		}
 	}
+}
+
+func BenchmarkProxyPlain(b *testing.B) {
+	once := plainLoop(b)
 	for range 100 {
 		once()
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		once()
+	}
+}
+
+// TestPlainAllocatesNothing counts over the whole process: client, gateway and upstream.
+func TestPlainAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("sync.Pool forgets on purpose under the race detector")
+	}
+	once := plainLoop(t)
+	for range 100 {
+		once()
+	}
+	if n := testing.AllocsPerRun(2000, once); n >= 1 {
+		t.Errorf("%v allocations per request", n)
 	}
 }

@@ -257,8 +257,11 @@ func (c *conn) advance(fd int) verdict {
 		n, err := parseRequest(in, &c.s.o.Limits, &w.x.Request, &w.f)
 		if err == nil && n > 0 && w.x.Request.Path != "*" {
 			w.x.Request.Path, err = w.x.NormalizePath(w.x.Request.Path)
-			if err != nil {
-				err = &Fault{400, "RFC 3986 §6.2.2", err.Error()}
+			switch err {
+			case exchange.ErrPathEscape:
+				err = errPathEscape
+			case exchange.ErrPathAmbiguous:
+				err = errPathUnclear
 			}
 		}
 		if err != nil {
@@ -284,15 +287,15 @@ func (c *conn) advance(fd int) verdict {
 	}
 }
 
-// worthParsing tells whether an incomplete head may now be complete or over a limit. Parsing it again with every byte that
+// worthParsing tells whether an incomplete head may now be complete, wrong or over a limit. Parsing it again with every byte that
 // arrives would be a lever for slow senders.
 func (c *conn) worthParsing(in []byte) bool {
 	lim := &c.s.o.Limits
 	if len(in) >= lim.HeadBytes || headComplete(in, c.w.scanned) {
 		return true
 	}
-	first := lim.TargetBytes + requestLineSlack
-	return len(in) > first && bytes.IndexByte(in[:first], '\n') < 0
+	line := bytes.IndexByte(in, '\n')
+	return line >= c.w.scanned || line < 0 && len(in) > lim.TargetBytes+requestLineSlack
 }
 
 // room makes space behind an incomplete head.

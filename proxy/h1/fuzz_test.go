@@ -29,6 +29,7 @@ var stricter = map[*Fault]string{
 	errFieldValue:   "RFC 9110 §5.5",
 	errHeadLarge:    "RFC 6585 §5",
 	errFieldsMany:   "RFC 6585 §5",
+	errNominated:    "RFC 6585 §5",
 	errNoHost:       "RFC 9112 §3.2: MUST answer 400",
 	errHostTwice:    "RFC 9112 §3.2: MUST answer 400",
 	errHost:         "RFC 9112 §3.2, RFC 9110 §4.2.1: MUST answer 400",

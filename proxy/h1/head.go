@@ -29,6 +29,9 @@ var (
 	errFieldValue   = &Fault{400, "RFC 9110 §5.5", "header value contains a control character"}
 	errHeadLarge    = &Fault{431, "RFC 6585 §5", "header section is too large"}
 	errFieldsMany   = &Fault{431, "RFC 6585 §5", "too many header fields"}
+	errNominated    = &Fault{431, "RFC 6585 §5", "Connection names too many fields"}
+	errPathEscape   = &Fault{400, "RFC 3986 §2.1", exchange.ErrPathEscape.Error()}
+	errPathUnclear  = &Fault{400, "RFC 3986 §6.2.2", exchange.ErrPathAmbiguous.Error()}
 	errNoHost       = &Fault{400, "RFC 9112 §3.2", "HTTP/1.1 request without Host"}
 	errHostTwice    = &Fault{400, "RFC 9112 §3.2", "more than one Host"}
 	errHost         = &Fault{400, "RFC 9110 §7.2", "malformed Host"}
@@ -177,7 +180,9 @@ func parseRequest(b []byte, lim *Limits, r *exchange.Request, f *framing) (int, 
 		r.Upgrade = f.upgrade
 	}
 	if f.nominates {
-		dropNominated(&r.Header, f)
+		if err := dropNominated(&r.Header, f); err != nil {
+			return 0, err
+		}
 	}
 	return n, nil
 }
@@ -437,28 +442,36 @@ func (f *framing) connection(list string) {
 	f.conn++
 }
 
+// maxNominated bounds the length of all Connection fields together.
+const maxNominated = 1024
+
 // endToEnd are fields that Connection cannot take away: they concern everyone on the way (RFC 9110 §7.6.1 forbids to name
 // them), and dropping them would be a lever against authentication and client addresses.
 var endToEnd = exchange.NewNameSet("Host", "Content-*", "Authorization", "Cookie", "Set-Cookie", "Forwarded", "X-Forwarded-*",
 	"X-Real-IP", "Via", "Cache-Control", "Date", "Server", "Location", "WWW-Authenticate")
 
 // dropNominated removes the fields named in Connection. It happens once, while reading: what plugins set later under such
-// a name stays.
-func dropNominated(h *exchange.Header, f *framing) {
-	if f.conn > len(f.nominated) {
-		f.close = true // absurd: be safe and part after this message
+// a name stays. Long lists are refused: each field is compared with each name.
+func dropNominated(h *exchange.Header, f *framing) error {
+	total := 0
+	for _, list := range f.nominated {
+		total += len(list)
+	}
+	if f.conn > len(f.nominated) || total > maxNominated {
+		return errNominated
 	}
 	h.DelFunc(func(name string) bool {
 		if endToEnd.Has(name) {
 			return false
 		}
-		for i := range min(f.conn, len(f.nominated)) {
-			if exchange.HasToken(f.nominated[i], name) {
+		for _, list := range f.nominated[:f.conn] {
+			if exchange.HasToken(list, name) {
 				return true
 			}
 		}
 		return false
 	})
+	return nil
 }
 
 // parseResponse reads one response head in place. It returns its length, or 0 when b does not hold all of it yet.
@@ -511,7 +524,9 @@ func parseResponse(b []byte, lim *Limits, r *exchange.Response, f *framing) (int
 	}
 	r.Status = int(code)
 	if f.nominates {
-		dropNominated(&r.Header, f)
+		if err := dropNominated(&r.Header, f); err != nil {
+			return 0, err
+		}
 	}
 	return n, nil
 }

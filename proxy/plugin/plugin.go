@@ -48,7 +48,7 @@ type Plugin struct {
 type Env struct {
 	Store    *state.Store
 	Log      *slog.Logger
-	NodeID   string
+	NodeID   func() string // changes when the node joins or leaves a cluster
 	Hostname string
 }
 

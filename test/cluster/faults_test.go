@@ -381,7 +381,7 @@ func TestVisibility(t *testing.T) {
 func TestCatchUp(t *testing.T) {
 	t.Parallel()
 	const writes = 10_500
-	c := harness.StartCluster(t, 3)
+	c := harness.StartCluster(t, 3, "CONCORD_RAFT_SNAPSHOT_INTERVAL=1", "CONCORD_LOG_LEVEL=debug")
 	behind := c.Nodes[2]
 	if c.Leader(10*time.Second) == behind {
 		behind = c.Nodes[1]
@@ -418,11 +418,15 @@ func TestCatchUp(t *testing.T) {
 		return
 	}
 	t.Logf("%d writes at %.0f/s", writes, writes/time.Since(began).Seconds())
+	time.Sleep(3 * time.Second) // the interval at which the survivors look whether a snapshot is due
 	began = time.Now()
 	behind.Start()
 	got := sameEverywhere(t, c)
 	if len(got) != writes {
 		t.Fatalf("%d consumers after catching up, want %d", len(got), writes)
+	}
+	if !strings.Contains(behind.Log(), "nstalled remote snapshot") {
+		t.Errorf("no snapshot was installed:\n%s", behind.Log())
 	}
 	t.Logf("caught up %v after its start", time.Since(began).Round(time.Millisecond))
 }

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -78,6 +79,12 @@ func groups() []group {
 				Doc: "TCP and UDP address of the encrypted gossip among nodes."},
 			{Name: "gossip_advertise", Form: "address", set: address(false, func(s *Settings) *string { return &s.GossipAdvertise }),
 				Doc: "The address under which other nodes reach `gossip_listen`."},
+			{Name: "raft_snapshot_threshold", Default: "8192", Form: "number", set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.SnapshotThreshold }),
+				Doc: "Writes after which the state is written to a snapshot and the log before it may go."},
+			{Name: "raft_snapshot_interval", Default: "30", Form: "seconds", set: seconds(func(s *Settings) *time.Duration { return &s.SnapshotInterval }),
+				Doc: "How often the node looks whether a snapshot is due."},
+			{Name: "raft_trailing_logs", Default: "4096", Form: "number", set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.TrailingLogs }),
+				Doc: "Log entries kept behind a snapshot. A node that is further behind catches up by snapshot, one that is less far behind by the log."},
 		}},
 		{"Proxy", []Key{
 			{Name: "trusted_ips", Form: "list of addresses and ranges", Live: true, set: networks(func(s *Settings) *[]netip.Prefix { return &s.TrustedIPs }),

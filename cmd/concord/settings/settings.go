@@ -38,6 +38,10 @@ type Settings struct {
 	GossipListen     string
 	GossipAdvertise  string
 
+	SnapshotThreshold int           // log entries since the last snapshot
+	SnapshotInterval  time.Duration // between looks at SnapshotThreshold
+	TrailingLogs      int           // log entries kept behind a snapshot
+
 	AdminAllowedHosts   []string
 	AdminAllowedOrigins []string
 

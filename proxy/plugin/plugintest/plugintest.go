@@ -63,7 +63,7 @@ func New(t testing.TB) *Gateway {
 	g := &Gateway{t: t, Logs: &Log{}, machine: fsm.New(fsm.Options{Defs: entity.All(), Keys: keys})}
 	g.Env = plugin.Env{
 		Store: g.machine.Store(), Log: slog.New(slog.NewTextHandler(g.Logs, nil)),
-		NodeID: "4e3e5c5e-0000-4000-8000-000000000001", Hostname: "test",
+		NodeID: func() string { return "4e3e5c5e-0000-4000-8000-000000000001" }, Hostname: "test",
 	}
 	return g
 }

@@ -140,7 +140,9 @@ func (f *form) drop(x *exchange.Exchange, name string) {
 			if err != nil {
 				return
 			}
-			to.Write(p.content)
+			if _, err := to.Write(p.content); err != nil {
+				return
+			}
 		}
 		w.Close()
 	}

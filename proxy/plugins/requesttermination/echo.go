@@ -47,7 +47,7 @@ type captures struct {
 
 func (i *instance) echo(x *exchange.Exchange) error {
 	r := &x.Request
-	e := echo{Message: i.text(), Kong: node{i.env.NodeID, os.Getpid(), i.env.Hostname}, Route: x.Route, Service: x.Service}
+	e := echo{Message: i.text(), Kong: node{i.env.NodeID(), os.Getpid(), i.env.Hostname}, Route: x.Route, Service: x.Service}
 	out := &e.Request
 	out.Scheme, out.Method, out.Path = r.Scheme, r.Method, r.Path
 	out.Host, out.Port = hostPort(x)

@@ -85,7 +85,7 @@ func TestEcho(t *testing.T) {
 	delete(got, "matched_service")
 	want := map[string]any{
 		"message": "hi",
-		"kong":    map[string]any{"node_id": g.Env.NodeID, "worker_pid": float64(os.Getpid()), "hostname": "test"},
+		"kong":    map[string]any{"node_id": g.Env.NodeID(), "worker_pid": float64(os.Getpid()), "hostname": "test"},
 		"request": map[string]any{
 			"scheme": "http", "host": "example.test", "port": 8000.0, "method": "POST", "path": "/a/b",
 			"headers": map[string]any{"host": "example.test:8000", "content-type": "application/json", "x-a": []any{"1", "2"}},

@@ -1,0 +1,172 @@
+package balancer
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"concord/proxy/exchange"
+)
+
+// Dispatch is what one exchange and a pool have to do with each other: whom it was sent to, whom not to ask again.
+type Dispatch struct {
+	pool     *Pool
+	config   *config
+	peer     *peer // the one that is asked; nil: none
+	tried    []*peer
+	hash     uint64
+	hashed   bool
+	keepHost bool
+	sent     time.Time // latency only
+	cookie   string    // value of a new hash cookie
+
+	retry func(*exchange.Exchange, error) error
+}
+
+// Dispatch chooses a peer for x and names it in x.Upstream: Host, Port, HostHeader unless keepHost is set, and Retry, which
+// chooses another one for every further try. The error is ErrNoPeer. A pool whose names are being looked up for the first
+// time lets the request wait for that, at most 5 s or its connect timeout.
+//
+// Without an error, Result must follow when the response head or a final error is there, and End when the response is over.
+// Nothing is allocated, but for a hash cookie that the client does not have.
+func (p *Pool) Dispatch(x *exchange.Exchange, keepHost bool) (*Dispatch, error) {
+	d := p.set.free.Get().(*Dispatch)
+	d.pool, d.keepHost = p, keepHost
+	if err := d.next(x); err != nil {
+		d.End()
+		return nil, err
+	}
+	x.Upstream.Retry = d.retry
+	return d, nil
+}
+
+// next chooses a peer.
+func (d *Dispatch) next(x *exchange.Exchange) error {
+	p := d.pool
+	plan := p.plan.Load()
+	d.config = plan.config
+	if plan.ring != nil && !d.hashed {
+		d.hash, d.hashed = d.valueHash(x), true
+	}
+	m := plan.pick(&p.turn, d.hash, d.tried)
+	if m == nil && len(d.tried) > 0 {
+		// Everybody has failed; whoever failed first has had the most time to get better.
+		d.tried = d.tried[:0]
+		m = plan.pick(&p.turn, d.hash, nil)
+	}
+	if m == nil {
+		if len(plan.live) == 0 && p.await(x.Upstream.ConnectTimeout) {
+			return d.next(x)
+		}
+		return ErrNoPeer
+	}
+	d.peer = m.peer
+	m.peer.conns.Add(1)
+	if plan.row.Algorithm == "latency" {
+		d.sent = time.Now()
+	}
+	u := &x.Upstream
+	u.Host, u.Port = m.ip, m.port
+	if !d.keepHost {
+		u.HostHeader = m.host[0]
+		if u.Scheme == "https" {
+			u.HostHeader = m.host[1]
+		}
+	}
+	return nil
+}
+
+// again is exchange.Upstream.Retry.
+func (d *Dispatch) again(x *exchange.Exchange, cause error) error {
+	d.failed(cause)
+	return d.next(x)
+}
+
+func (d *Dispatch) failed(err error) {
+	pe := d.peer
+	if pe == nil {
+		return
+	}
+	o := outcomeOf(err)
+	if o != nothing && !d.sent.IsZero() {
+		pe.observe(max(time.Since(d.sent).Seconds(), failureCost), d.pool.set.millis())
+	}
+	d.release()
+	d.tried = append(d.tried, pe)
+	d.pool.report(pe, o, &d.config.passive)
+}
+
+func (d *Dispatch) release() {
+	if d.peer != nil {
+		d.peer.conns.Add(-1)
+		d.peer = nil
+	}
+}
+
+// Result takes the outcome of the exchange with the upstream: err, if it failed in the end, else the head of x.Response, to which
+// it adds the cookie of a client that is new to cookie hashing.
+func (d *Dispatch) Result(x *exchange.Exchange, err error) {
+	if err != nil {
+		d.failed(err)
+		return
+	}
+	if d.peer == nil {
+		return
+	}
+	if !d.sent.IsZero() {
+		d.peer.observe(time.Since(d.sent).Seconds(), d.pool.set.millis())
+	}
+	d.pool.report(d.peer, d.config.passive.status(x.Response.Status), &d.config.passive)
+	if d.cookie != "" {
+		d.setCookie(x)
+	}
+}
+
+// End frees the peer, once the response is over, and d itself.
+func (d *Dispatch) End() {
+	d.release()
+	clear(d.tried)
+	*d = Dispatch{tried: d.tried[:0], retry: d.retry, pool: d.pool}
+	free := &d.pool.set.free
+	d.pool = nil
+	free.Put(d)
+}
+
+// outcomeOf says by the status that an error stands for whether the peer is at fault: 504 is a timeout, 502 a failure on the way to
+// it or of its protocol, anything else (no such address, a broken client) no fault of the peer.
+func outcomeOf(err error) outcome {
+	var e interface {
+		error
+		Status() int
+	}
+	if !errors.As(err, &e) {
+		return nothing
+	}
+	switch e.Status() {
+	case 504:
+		return timeout
+	case 502:
+		return tcpFailure
+	}
+	return nothing
+}
+
+// setCookie adds Kong's cookie, in place of one of the same name that the upstream sets.
+func (d *Dispatch) setCookie(x *exchange.Exchange) {
+	row := d.config.row
+	prefix := row.HashOnCookie + "="
+	path := row.HashOnCookiePath
+	if path == "" {
+		path = "/"
+	}
+	// "Same-Site" is what Kong sends; browsers know "SameSite" only and take Lax for granted anyway.
+	value := prefix + d.cookie + "; Path=" + path + "; Same-Site=Lax; HttpOnly"
+	fields := x.Response.Header.Fields
+	for i := range fields {
+		if f := &fields[i]; exchange.EqualFold(f.Name, "Set-Cookie") && strings.HasPrefix(f.Value, prefix) {
+			f.Value = value
+			return
+		}
+	}
+	x.Response.Header.Add("Set-Cookie", value)
+}

@@ -1,0 +1,179 @@
+package balancer
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"concord/fsm/entity"
+)
+
+// The views are what Kong's Admin API shows of an upstream's health, as values that encode to its JSON.
+
+// The health of an address, a target or a pool.
+const (
+	Healthy   = "HEALTHY"
+	Unhealthy = "UNHEALTHY"
+	Off       = "HEALTHCHECKS_OFF"
+	DNSError  = "DNS_ERROR" // the target has no address
+)
+
+// TargetHealth is what /upstreams/{u}/health adds to every target, by the target's id: "health" and "data". false: there is no such upstream.
+func (s *Set) TargetHealth(upstreamID string) (map[string]map[string]any, bool) {
+	p := s.pool(upstreamID)
+	if p == nil {
+		return nil, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.plan.Load().config
+	view := map[string]map[string]any{}
+	for id, t := range p.targets {
+		health := DNSError
+		addresses := []any{}
+		for _, r := range t.records {
+			h := Off
+			if c.checked && t.weight > 0 {
+				h = Healthy
+				if p.down(t, r) {
+					h = Unhealthy
+				}
+			}
+			if h != Unhealthy && health != Healthy || health == DNSError {
+				health = h // the best of all
+			}
+			addresses = append(addresses, map[string]any{
+				"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), "health": h,
+			})
+		}
+		data := p.targetView(t)
+		data["addresses"] = addresses
+		view[id] = map[string]any{"health": health, "data": data}
+	}
+	return view, true
+}
+
+// PoolHealth is the "data" of /upstreams/{u}/health?balancer_health=1. false: there is no such upstream.
+func (s *Set) PoolHealth(upstreamID string) (map[string]any, bool) {
+	p := s.pool(upstreamID)
+	if p == nil {
+		return nil, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	plan := p.plan.Load()
+	hosts := []any{}
+	total, unavailable := 0, 0
+	for _, t := range p.sorted() {
+		addresses := []any{}
+		for _, r := range t.records {
+			addresses = append(addresses, map[string]any{
+				"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), "healthy": !p.down(t, r),
+			})
+		}
+		sum, lost := p.weights(t)
+		total, unavailable = total+sum, unavailable+lost
+		data := p.targetView(t)
+		data["addresses"] = addresses
+		hosts = append(hosts, data)
+	}
+	health := Unhealthy
+	if plan.healthy {
+		health = Healthy
+	}
+	shown := health
+	if !plan.checked {
+		shown = Off
+	}
+	return map[string]any{
+		"id": upstreamID, "health": shown, "balancer_health": health,
+		"details": map[string]any{"healthy": plan.healthy, "weight": weightView(total, unavailable), "hosts": hosts},
+	}, true
+}
+
+func (p *Pool) targetView(t *target) map[string]any {
+	return map[string]any{
+		"host": t.host, "port": t.port, "dns": t.dns, "nodeWeight": t.weight, "weight": weightView(p.weights(t)),
+	}
+}
+
+func weightView(total, unavailable int) map[string]any {
+	return map[string]any{"total": total, "available": total - unavailable, "unavailable": unavailable}
+}
+
+func (p *Pool) weights(t *target) (total, unavailable int) {
+	for _, r := range t.records {
+		total += t.weightOf(r)
+		if p.down(t, r) {
+			unavailable += t.weightOf(r)
+		}
+	}
+	return total, unavailable
+}
+
+func (p *Pool) down(t *target, r record) bool {
+	pe := p.peers[peerKey{t.host, r.addr}]
+	return pe != nil && pe.down.Load()
+}
+
+// Errors of SetHealth. The Admin API answers 404 to the first and 400 with the text to the second.
+var ErrUnknown = errors.New("no such upstream, target or address")
+
+// UncheckedError says that nobody looks at the health of an upstream's targets.
+type UncheckedError struct{ Upstream string }
+
+func (e *UncheckedError) Error() string { return "no healthchecker found for " + e.Upstream }
+
+// SetHealth makes a target, or one of its addresses ("ip:port", "ip" for port 8000, "" for all of them), healthy or not until a check or
+// another call says otherwise. It holds on this node. The error is ErrUnknown or an *UncheckedError.
+func (s *Set) SetHealth(upstreamID, targetID, address string, healthy bool) error {
+	p := s.pool(upstreamID)
+	if p == nil {
+		return ErrUnknown
+	}
+	only, err := parseAddress(address)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	plan, t := p.plan.Load(), p.targets[targetID]
+	var peers []*peer
+	if t != nil {
+		for _, r := range t.records {
+			if pe := p.peers[peerKey{t.host, r.addr}]; pe != nil && (address == "" || r.addr == only) {
+				peers = append(peers, pe)
+			}
+		}
+	}
+	p.mu.Unlock()
+	switch {
+	case t == nil:
+		return ErrUnknown
+	case !plan.checked:
+		return &UncheckedError{plan.row.Name}
+	case len(peers) == 0 && address != "":
+		return ErrUnknown
+	}
+	p.setHealth(healthy, "set by the Admin API", peers...)
+	return nil
+}
+
+func parseAddress(s string) (netip.AddrPort, error) {
+	if s == "" {
+		return netip.AddrPort{}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = serverName(s), strconv.Itoa(entity.DefaultTargetPort)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, ErrUnknown
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, ErrUnknown
+	}
+	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
+}

@@ -1,0 +1,153 @@
+package h1_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"concord/proxy/h1"
+	"concord/proxy/upstream"
+)
+
+func TestHalfClose(t *testing.T) { backends(t, testHalfClose) }
+
+func testHalfClose(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+	rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+		time.Sleep(20 * time.Millisecond)
+		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		return err == nil
+	})
+	addr, s, _ := start(t, rec.ln.Addr(), set)
+	c := dial(t, addr)
+	fmt.Fprint(c, get("/"))
+	_ = c.CloseWrite()
+	got, err := io.ReadAll(c) // the end, not a timeout
+	if err != nil || !strings.HasSuffix(string(got), "\r\n\r\nok") {
+		t.Errorf("%q %v", got, err)
+	}
+	waitFor(t, func() bool { return s.Conns() == 0 })
+}
+
+func TestTimeouts(t *testing.T) { backends(t, testTimeouts) }
+
+func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+	short := func(o *h1.Options, u *upstream.Options, p *plain) {
+		set(o, u, p)
+		o.HeaderTimeout, o.BodyTimeout, o.IdleTimeout = 150*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond
+	}
+	rec := newRecorder(t, nil)
+	tests := []struct{ name, send, want string }{
+		{"nothing", "", ""},
+		{"D1 slow header", "GET / HTTP/1.1\r\nHo", "HTTP/1.1 408 "},
+		{"D1 slow body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhal", "HTTP/1.1 408 "},
+		{"D1 slow chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", "HTTP/1.1 408 "},
+		{"idle after a request", get("/"), "HTTP/1.1 200 "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			addr, s, _ := start(t, rec.ln.Addr(), short)
+			c := dial(t, addr)
+			fmt.Fprint(c, tt.send)
+			got, err := io.ReadAll(c)
+			_ = c.Close()
+			if err != nil || !strings.HasPrefix(string(got), tt.want) || tt.want == "" && len(got) > 0 {
+				t.Errorf("%q, %v", got, err)
+			}
+			waitFor(t, func() bool { return s.Conns() == 0 })
+		})
+	}
+	t.Run("D1 drip", func(t *testing.T) {
+		t.Parallel()
+		addr, s, _ := start(t, rec.ln.Addr(), short)
+		c := dial(t, addr)
+		go func() {
+			for {
+				if _, err := fmt.Fprint(c, "X"); err != nil {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}()
+		buf := make([]byte, 1000)
+		if n, _ := c.Read(buf); !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 408 ") {
+			t.Errorf("got %q", buf[:n])
+		}
+		_ = c.Close()
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+	t.Run("D1 slow reader", func(t *testing.T) {
+		t.Parallel()
+		big := newRecorder(t, answers("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"+strings.Repeat("x", 30<<20), false))
+		addr, s, _ := start(t, big.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			o.WriteTimeout = 150 * time.Millisecond
+		})
+		c := dial(t, addr)
+		fmt.Fprint(c, get("/"))
+		waitFor(t, func() bool { return s.Conns() == 1 })
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+	t.Run("coarse clock", func(t *testing.T) {
+		t.Parallel()
+		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			o.IdleTimeout = 2 * time.Second
+		})
+		c := dial(t, addr)
+		fmt.Fprint(c, get("/"))
+		if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") {
+			t.Errorf("%q, %v", got, err)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+func TestDrain(t *testing.T) { backends(t, testDrain) }
+
+func testDrain(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+	release := make(chan struct{})
+	rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+		if r.RequestURI == "/slow" {
+			<-release
+		}
+		_, err := fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		return err == nil
+	})
+	addr, s, _ := start(t, rec.ln.Addr(), set)
+	idle, busy, partial := dial(t, addr), dial(t, addr), dial(t, addr)
+	fmt.Fprint(idle, get("/"))
+	if _, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(busy, get("/slow"))
+	fmt.Fprint(partial, "GET /partial HTTP/1.1\r\n")
+	waitFor(t, func() bool { return len(rec.requests()) == 2 && s.Conns() == 3 })
+	time.Sleep(20 * time.Millisecond)
+	done := make(chan error, 1)
+	go func() { done <- s.Shutdown(context.Background()) }()
+	if _, err := io.ReadAll(idle); err != nil {
+		t.Error("idle:", err)
+	}
+	fmt.Fprint(partial, "Host: a\r\n\r\n")
+	if got, err := io.ReadAll(partial); err != nil || !strings.Contains(string(got), "Connection: close") {
+		t.Errorf("partial: %q, %v", got, err)
+	}
+	close(release)
+	if got, err := io.ReadAll(busy); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") || !strings.Contains(string(got), "Connection: close") {
+		t.Errorf("busy: %q, %v", got, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if c, err := net.Dial("tcp", addr); err == nil {
+		_ = c.Close()
+		t.Error("still accepting")
+	}
+}
