@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"testing"
 
 	"concord/fsm/command"
@@ -32,29 +34,34 @@ func spread(n int) (x state.ID) {
 	return x
 }
 
-// credentialLog is n entries, each a consumer with a sealed API key.
-func credentialLog(b testing.TB, n int) []Entry {
+// credentialLog is the entries from to to, each a consumer with a sealed API key.
+func credentialLog(b testing.TB, from, to int) []Entry {
 	ring := keyring(b)
-	entries := make([]Entry, n)
-	for i := range entries {
-		c, k := spread(i), spread(i+n)
-		sealed, err := ring.Seal(6, k, fmt.Sprintf("%x", k))
+	entries := make([]Entry, 0, to-from)
+	for i := from; i < to; i++ {
+		c, k := spread(2*i), spread(2*i+1)
+		sealed, err := ring.Seal(6, k, apiKeyOf(i))
 		if err != nil {
 			b.Fatal(err)
 		}
-		entries[i] = entryOf(uint64(i+1), command.Command{Level: 1, RequestID: c, LeaderTime: 1, Op: command.Txn{Puts: []command.Put{
+		entries = append(entries, entryOf(uint64(i+1), command.Command{Level: 1, RequestID: c, LeaderTime: 1, Op: command.Txn{Puts: []command.Put{
 			{Table: 3, ID: c, IfIndex: command.IfAbsent, Raw: mustJSON(obj{"id": c.String(), "created_at": 1700000000, "updated_at": 1700000000,
 				"username": fmt.Sprintf("consumer-%08d", i), "custom_id": nil, "tags": nil})},
 			{Table: 6, ID: k, IfIndex: command.IfAbsent, Raw: mustJSON(obj{"id": k.String(), "created_at": 1700000000, "key": sealed,
 				"consumer": obj{"id": c.String()}, "tags": nil, "ttl": nil})},
-		}}})
+		}}}))
 	}
 	return entries
 }
 
+func apiKeyOf(i int) string {
+	id := spread(-i - 2)
+	return fmt.Sprintf("%x", id[:])
+}
+
 func BenchmarkApplyAll(b *testing.B) {
 	const rows = 2 // per entry
-	log := credentialLog(b, 20_000)
+	log := credentialLog(b, 0, 20_000)
 	for _, size := range []int{1, 64} {
 		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
 			b.ReportAllocs()
@@ -79,39 +86,109 @@ func BenchmarkApplyAll(b *testing.B) {
 	}
 }
 
-func BenchmarkSnapshot(b *testing.B) {
-	const entries = 100_000
-	m := New(Options{Defs: credentialDefs(), Keys: keyring(b)})
-	log := credentialLog(b, entries)
-	runtime.GC()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for i := 0; i < entries; i += 500 {
-		m.ApplyAll(log[i : i+500])
+// BenchmarkMillion holds what a large gateway does: a million consumers with an API key each.
+func BenchmarkMillion(b *testing.B) {
+	if testing.Short() {
+		b.Skip("takes a minute and half a gigabyte")
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	runtime.KeepAlive(log)
-	perRow := float64(after.HeapAlloc-before.HeapAlloc) / (2 * entries)
-	data := snapshot(b, m)
-	b.Run("persist", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
+	const entries, rows = 1_000_000, 2_000_000
+	before := heap()
+	m := New(Options{Defs: credentialDefs(), Keys: keyring(b)})
+	for i := 0; i < entries; i += 500 {
+		for _, res := range m.ApplyAll(credentialLog(b, i, i+500)) {
+			if res.Err != nil {
+				b.Fatal(res.Err)
+			}
+		}
+	}
+	memory := func(m *Machine) func(*testing.B) {
+		return func(b *testing.B) {
+			used := heap() - before
+			for b.Loop() {
+				runtime.GC()
+			}
+			b.ReportMetric(float64(used)/rows, "heap-B/row")
+			b.ReportMetric(float64(used)/(1<<20), "heap-MB")
+			b.ReportMetric(residentMB(), "resident-MB")
+			runtime.KeepAlive(m)
+		}
+	}
+	b.Run("gc", memory(m))
+	benchmarkLookups(b, m, entries)
+	b.Run("apply", func(b *testing.B) {
+		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := m.Hash(m.Store().View()); err != nil {
+			b.StopTimer()
+			next := int(m.Store().View().Index())
+			e := credentialLog(b, next, next+1)
+			b.StartTimer()
+			m.ApplyAll(e)
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(2*b.N), "ns/row")
+	})
+	var data bytes.Buffer
+	b.Run("persist", func(b *testing.B) {
+		for b.Loop() {
+			data.Reset()
+			if err := m.Persist(m.Store().View(), &data); err != nil {
 				b.Fatal(err)
 			}
 		}
-		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*2*entries), "ns/row")
-		b.ReportMetric(perRow, "heap-B/row")
 	})
 	b.Run("restore", func(b *testing.B) {
-		b.SetBytes(int64(len(data)))
 		for b.Loop() {
-			fresh := New(Options{Defs: credentialDefs(), Keys: keyring(b)})
-			if err := fresh.Restore(bytes.NewReader(data)); err != nil {
+			if err := m.Restore(bytes.NewReader(data.Bytes())); err != nil {
 				b.Fatal(err)
 			}
 		}
-		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*2*entries), "ns/row")
 	})
+	data = bytes.Buffer{}
+	b.Run("restored", func(b *testing.B) {
+		b.Run("gc", memory(m))
+		benchmarkLookups(b, m, entries)
+	})
+}
+
+func benchmarkLookups(b *testing.B, m *Machine, entries int) {
+	keys := state.TableOf[entity.KeyAuthCredential](m.Store())
+	consumers := state.TableOf[entity.Consumer](m.Store())
+	for name, pick := range map[string]func(i int) int{"random": func(i int) int { return i * 7919 % entries }, "hot": func(i int) int { return i % 100 }} {
+		names, ids := make([]string, 1<<16), make([]state.ID, 1<<16)
+		for i := range names {
+			names[i], ids[i] = apiKeyOf(pick(i)), spread(2*pick(i))
+		}
+		b.Run("by/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if row, ok := keys.By(m.Store().View(), "key", names[i&0xffff]); !ok || row.Val.Key != names[i&0xffff] {
+					b.Fatal(i)
+				}
+			}
+		})
+		b.Run("get/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if row, ok := consumers.Get(m.Store().View(), ids[i&0xffff]); !ok || row.Val.ID == "" {
+					b.Fatal(i)
+				}
+			}
+		})
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC() // what the first one only marked
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// residentMB is the size of the process in memory once the runtime has given back what it does not need; 0 if it cannot be known.
+func residentMB() float64 {
+	debug.FreeOSMemory()
+	data, _ := os.ReadFile("/proc/self/statm")
+	var size, resident float64
+	_, _ = fmt.Sscan(string(data), &size, &resident)
+	return resident * float64(os.Getpagesize()) / (1 << 20)
 }

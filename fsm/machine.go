@@ -138,16 +138,15 @@ func (m *Machine) Reset() { m.ResetKeys(m.Keys()) }
 func (m *Machine) ResetKeys(keys *seal.Keyring) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.store.SetKeys(keys)
-	m.replace(m.store.BeginEmpty(), 0, aux{level: 1})
+	m.replace(m.store.BeginLoad(keys), 0, aux{level: 1})
 }
 
 // replace commits a fresh store.
-func (m *Machine) replace(tx *state.Tx, index uint64, a aux) {
+func (m *Machine) replace(l *state.Load, index uint64, a aux) {
 	m.recent.reset(a.recent)
 	a.recent = m.recent.snapshot()
 	m.fatal = nil
-	tx.Commit(index, a)
+	l.Commit(index, a)
 }
 
 // ApplyAll applies entries in order and commits them as one new view. Each entry is applied whole or not at all; one that fails
@@ -251,7 +250,7 @@ type txn struct {
 	removed []Key // deleted rows whose referrers must still be seen to
 }
 
-func (t *txn) expired(r state.AnyRow) bool { return r.ExpiresAt != 0 && r.ExpiresAt <= t.now }
+func (t *txn) expired(r state.Stored) bool { return r.ExpiresAt != 0 && r.ExpiresAt <= t.now }
 
 // run applies the puts as if at once: first all rows they replace or delete are taken out, then the new ones are put in, then
 // references are checked. So the order of the puts does not matter, and two rows may swap a unique key.
@@ -353,7 +352,7 @@ func (t *txn) checkRefs(d state.Decoded) error {
 		return nil
 	}
 	for _, ref := range t.refs[d.Table()] {
-		text, ok := t.tx.Ref(ref.table, ref.field, r)
+		text, ok := t.tx.Ref(ref.field, r)
 		if !ok {
 			continue
 		}
@@ -405,8 +404,8 @@ func (t *txn) cascade() error {
 }
 
 // clear sets the foreign field of a row to null.
-func (t *txn) clear(ref reference, r state.AnyRow) error {
-	raw, err := setNull(r.Raw, ref.field)
+func (t *txn) clear(ref reference, r state.Stored) error {
+	raw, err := setNull(r.Raw(), ref.field)
 	if err != nil {
 		return &state.RowError{Table: t.names[ref.table], ID: r.ID, Err: err}
 	}
@@ -443,7 +442,7 @@ func (t *txn) expire(before int64, limit int) {
 	}
 	at := make([]cursor, len(t.expiring))
 	for limit > 0 {
-		var next state.AnyRow
+		var next state.Stored
 		from := -1
 		for i, table := range t.expiring {
 			r, ok := t.tx.NextExpired(table, at[i].at, at[i].id, before)

@@ -49,7 +49,6 @@ func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
 	var num [binary.MaxVarintLen64]byte
 	put := func(n uint64) { _, _ = b.Write(num[:binary.PutUvarint(num[:], n)]) }
 	bytes := func(p []byte) { _, _ = b.Write(p) }
-	var scratch state.ID // so that no row moves to the heap
 
 	a := auxOf(v)
 	_, _ = b.WriteString(snapshotMagic)
@@ -68,14 +67,13 @@ func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
 	for _, t := range tables {
 		put(uint64(t.Number()))
 		put(uint64(t.Len(v)))
-		for r := range t.Scan(v, "", "", state.ID{}) {
-			scratch = r.ID
-			bytes(scratch[:])
+		t.Raws(v, func(r *state.AnyRow) {
+			bytes(r.ID[:])
 			put(r.Index)
 			put(uint64(r.ExpiresAt))
 			put(uint64(len(r.Raw)))
 			bytes(r.Raw)
-		}
+		})
 	}
 	put(uint64(len(a.recent)))
 	for _, x := range a.recent {
@@ -97,9 +95,9 @@ func (m *Machine) Restore(r io.Reader) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	body := &bodyReader{r: r, sum: sha256.New()}
-	tx := m.store.BeginEmpty()
+	l := m.store.BeginLoad(m.Keys())
 	b := bufio.NewReaderSize(body, 256<<10)
-	index, a, err := m.load(tx, b)
+	index, a, err := m.load(l, b)
 	// The checksum covers what was not understood too: only if it matches is err about this node and not about the file.
 	if _, drain := io.Copy(io.Discard, b); drain != nil {
 		err = fmt.Errorf("read snapshot: %w", drain)
@@ -107,14 +105,14 @@ func (m *Machine) Restore(r io.Reader) error {
 		err = errors.Join(fmt.Errorf("%w: its SHA-256 does not match", ErrSnapshot), err)
 	}
 	if err != nil {
-		tx.Abort()
+		l.Abort()
 		return err
 	}
-	m.replace(tx, index, a)
+	m.replace(l, index, a)
 	return nil
 }
 
-func (m *Machine) load(tx *state.Tx, b *bufio.Reader) (index uint64, a aux, err error) {
+func (m *Machine) load(l *state.Load, b *bufio.Reader) (index uint64, a aux, err error) {
 	d := decoder{b: b}
 	magic := make([]byte, len(snapshotMagic))
 	if d.full(magic); d.err == nil && string(magic) != snapshotMagic {
@@ -142,7 +140,7 @@ func (m *Machine) load(tx *state.Tx, b *bufio.Reader) (index uint64, a aux, err 
 		if !known || number > 0xffff {
 			return 0, aux{}, fmt.Errorf("snapshot: it holds table %d, which this binary does not know: install the newer version on this node", number)
 		}
-		if err := m.loadTable(tx, &d, uint16(number), count); err != nil {
+		if err := m.loadTable(l, &d, uint16(number), count); err != nil {
 			return 0, aux{}, fmt.Errorf("snapshot: table %s: %w", name, err)
 		}
 	}
@@ -152,13 +150,16 @@ func (m *Machine) load(tx *state.Tx, b *bufio.Reader) (index uint64, a aux, err 
 	if _, err := b.ReadByte(); err != io.EOF {
 		return 0, aux{}, fmt.Errorf("%w: there is something behind its end", ErrSnapshot)
 	}
+	if err := l.Build(); err != nil {
+		return 0, aux{}, fmt.Errorf("%w: %w", ErrSnapshot, err)
+	}
 	return index, a, nil
 }
 
-// batch is how many rows are decoded at once, on all processors, while the batch before is put into the trees in order.
+// batch is how many rows are decoded at once, on all processors, while the batch before is added in order.
 const batch = 4096
 
-func (m *Machine) loadTable(tx *state.Tx, d *decoder, number uint16, count uint64) error {
+func (m *Machine) loadTable(l *state.Load, d *decoder, number uint16, count uint64) error {
 	decoded := func() ([]state.Decoded, error) { return nil, nil }
 	for n := uint64(0); ; n += batch {
 		rows := make([]state.AnyRow, 0, batch)
@@ -166,8 +167,8 @@ func (m *Machine) loadTable(tx *state.Tx, d *decoder, number uint16, count uint6
 			rows = append(rows, d.row())
 		}
 		ready := decoded
-		decoded = decodeRows(tx, number, rows)
-		if err := insert(tx, ready); err != nil || len(rows) == 0 {
+		decoded = decodeRows(l, number, rows)
+		if err := insert(l, ready); err != nil || len(rows) == 0 {
 			return err
 		}
 		if d.err != nil {
@@ -176,29 +177,28 @@ func (m *Machine) loadTable(tx *state.Tx, d *decoder, number uint16, count uint6
 	}
 }
 
-func insert(tx *state.Tx, ready func() ([]state.Decoded, error)) error {
+func insert(l *state.Load, ready func() ([]state.Decoded, error)) error {
 	rows, err := ready()
 	if err != nil {
 		return err
 	}
 	for _, x := range rows {
-		if c, found := tx.Conflict(x); found {
-			return fmt.Errorf("%w: %s and %s have the same %s", ErrSnapshot, x.ID(), c.Existing, c.Index)
+		if err := l.Add(x); err != nil {
+			return fmt.Errorf("%w: %w", ErrSnapshot, err)
 		}
-		tx.Set(x)
 	}
 	return nil
 }
 
 // decodeRows begins to decode rows; the function it returns waits for them.
-func decodeRows(tx *state.Tx, table uint16, rows []state.AnyRow) func() ([]state.Decoded, error) {
+func decodeRows(l *state.Load, table uint16, rows []state.AnyRow) func() ([]state.Decoded, error) {
 	decoded := make([]state.Decoded, len(rows))
 	errs := make([]error, runtime.GOMAXPROCS(0))
 	var wg sync.WaitGroup
 	for w := range errs {
 		wg.Go(func() {
 			for i := w * len(rows) / len(errs); i < (w+1)*len(rows)/len(errs) && errs[w] == nil; i++ {
-				decoded[i], errs[w] = tx.Decode(table, rows[i])
+				decoded[i], errs[w] = l.Decode(table, rows[i])
 			}
 		})
 	}

@@ -1,8 +1,10 @@
 package entity
 
+import "slices"
+
 // All lists every entity by table number. A number is never reused.
 func All() []Def {
-	return append([]Def{
+	return slices.Concat([]Def{
 		services,
 		routes,
 		consumers,
@@ -11,7 +13,19 @@ func All() []Def {
 		keyAuthCredentials,
 		basicAuthCredentials,
 		acls,
-	}, clusterDefs()...)
+	}, balancing(), []Def{
+		certificates,
+		snis,
+		caCertificates,
+		vaults,
+		keys,
+		keySets,
+		hmacAuthCredentials,
+		oauth2Credentials,
+		oauth2Tokens,
+		oauth2AuthorizationCodes,
+		sessions,
+	}, clusterDefs())
 }
 
 // Lookup finds an entity by its plural name.

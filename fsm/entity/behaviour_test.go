@@ -72,7 +72,9 @@ func TestRoutes(t *testing.T) {
 
 func TestServices(t *testing.T) {
 	for _, v := range []vector{
-		{name: "certificate", body: service(`,"protocol":"https","client_certificate":{"id":"` + otherID + `"}`), message: "schema violation (client_certificate: this gateway does not store certificates…"},
+		{name: "certificate", body: service(`,"protocol":"https","client_certificate":{"id":"` + strings.ToUpper(newID) + `"}`), want: `{"client_certificate":{"id":"` + newID + `"}}`},
+		{name: "certificate without TLS", body: service(`,"client_certificate":{"id":"` + newID + `"}`),
+			message: "2 schema violations (failed conditional validation given value of field 'protocol'; client_certificate: value must be null)"},
 		{name: "tls fields need https", body: service(`,"tls_verify":true,"tls_verify_depth":1,"ca_certificates":[]`),
 			message: "6 schema violations (failed conditional validation given value of field 'protocol'; failed conditional validation given value of field 'protocol'; failed conditional validation given value of field 'protocol'; ca_certificates: value must be null; tls_verify: value must be null; tls_verify_depth: value must be null)"},
 		{name: "tls fields", body: service(`,"protocol":"tls","tls_verify":true,"tls_verify_depth":1,"ca_certificates":["` + strings.ToUpper(newID) + `"]`),
@@ -238,6 +240,19 @@ var full = map[string]string{
 	"keyauth_credentials":   `{` + owner + `,"tags":["a"],"ttl":60}`,
 	"basicauth_credentials": `{` + owner + `,"username":"u","password":"p","tags":["a"]}`,
 	"acls":                  `{` + owner + `,"group":"g","tags":["a"]}`,
+	"certificates":          strings.Replace(body("cert", "rsa", "key", "rsa key", "cert_alt", "ec", "key_alt", "ec key"), "{", `{"tags":["a"],"snis":["a.b"],`, 1),
+	"snis":                  `{"name":"*.a","certificate":{"id":"` + otherID + `"},"tags":["a"]}`,
+	"ca_certificates":       strings.Replace(body("cert", "ca"), "{", `{"tags":["a"],"cert_digest":"d",`, 1),
+	"vaults":                `{"prefix":"my-env","name":"env","description":"d","config":{"prefix":"P_"},"tags":["a"]}`,
+	"keys":                  `{"set":{"id":"` + otherID + `"},"name":"n","kid":"k","pem":` + body("private_key", "ec key", "public_key", "ec public") + `,"tags":["a"]}`,
+	"key_sets":              `{"name":"n","tags":["a"]}`,
+	"hmacauth_credentials":  `{` + owner + `,"username":"u","tags":["a"]}`,
+	"oauth2_credentials":    `{` + owner + `,"name":"n","hash_secret":true,"redirect_uris":["http://a/b"],"client_type":"public","tags":["a"]}`,
+	"oauth2_tokens": `{"service":{"id":"` + otherID + `"},"credential":{"id":"` + otherID + `"},"expires_in":5,"refresh_token":"r","authenticated_userid":"u",
+		"scope":"s","ttl":5}`,
+	"oauth2_authorization_codes": `{"service":{"id":"` + otherID + `"},"credential":{"id":"` + otherID + `"},"authenticated_userid":"u","scope":"s","challenge":"c",
+		"challenge_method":"S256","plugin":{"id":"` + otherID + `"},"ttl":5}`,
+	"sessions": `{"session_id":"s","expires":1900000000,"data":"d","ttl":5}`,
 }
 
 // TestStructs: the struct of an entity holds all that its record holds, and every field of the schema has its place.
@@ -257,6 +272,11 @@ func TestStructs(t *testing.T) {
 				}
 				if len(rec) != len(def.Schema.Fields) {
 					t.Errorf("%d fields in the record, %d in the schema", len(rec), len(def.Schema.Fields))
+				}
+				for _, f := range def.Schema.Fields {
+					if f.Transient {
+						delete(rec, f.Name)
+					}
 				}
 				row, err := schema.Encode(rec)
 				if err != nil {
@@ -320,7 +340,9 @@ func TestAll(t *testing.T) {
 			}
 		}
 	}
-	want := map[uint16]string{1: "services", 2: "routes", 3: "consumers", 4: "plugins", 5: "jwt_secrets", 6: "keyauth_credentials", 7: "basicauth_credentials", 8: "acls"}
+	want := map[uint16]string{1: "services", 2: "routes", 3: "consumers", 4: "plugins", 5: "jwt_secrets", 6: "keyauth_credentials", 7: "basicauth_credentials", 8: "acls",
+		11: "certificates", 12: "snis", 13: "ca_certificates", 14: "vaults", 15: "keys", 16: "key_sets", 17: "hmacauth_credentials", 18: "oauth2_credentials",
+		19: "oauth2_tokens", 20: "oauth2_authorization_codes", 21: "sessions"}
 	for n, name := range want {
 		if tables[n] != name {
 			t.Errorf("table %d is %q, want %q", n, tables[n], name)
@@ -329,10 +351,29 @@ func TestAll(t *testing.T) {
 	if _, ok := entity.Lookup("nothing"); ok {
 		t.Error("found nothing")
 	}
-	for name, field := range map[string]string{"jwt_secrets": "secret", "keyauth_credentials": "key", "basicauth_credentials": "password"} {
+	for name, fields := range map[string][]string{"jwt_secrets": {"secret"}, "keyauth_credentials": {"key"}, "basicauth_credentials": {"password"},
+		"certificates": {"key", "key_alt"}, "keys": {"jwk"}, "hmacauth_credentials": {"secret"}, "oauth2_credentials": {"client_secret"},
+		"oauth2_tokens": {"access_token", "refresh_token"}, "oauth2_authorization_codes": {"code"}, "sessions": {"session_id", "data"}} {
 		def, _ := entity.Lookup(name)
-		if f, _ := def.Schema.Field(field); !f.Secret {
-			t.Errorf("%s.%s is not secret", name, field)
+		for _, field := range fields {
+			if f, _ := def.Schema.Field(field); !f.Secret {
+				t.Errorf("%s.%s is not secret", name, field)
+			}
+		}
+	}
+	for _, d := range entity.All() {
+		m := d.Members
+		if m == nil {
+			continue
+		}
+		list, ok := d.Schema.Field(m.Field)
+		other, known := entity.Lookup(m.Entity)
+		if !ok || !list.Transient || !known || other.Schema.EndpointKey == "" {
+			t.Errorf("%s: members %+v", d.Schema.Name, m)
+			continue
+		}
+		if ref, ok := other.Schema.Field(m.Ref); !ok || ref.Ref != d.Schema.Name || ref.OnDelete != schema.Cascade {
+			t.Errorf("%s: members refer by %+v", d.Schema.Name, ref)
 		}
 	}
 }

@@ -1,15 +1,17 @@
 package entity
 
 import (
+	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // Kong's stored form of basic-auth passwords
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
+	"fmt"
+	"net/url"
+	"strings"
 
 	"concord/fsm/schema"
 )
 
-var jwtSecrets = Def{Table: 5, New: func() any { return new(JWTSecret) }, Collection: "jwts", Nested: "jwt", Schema: &schema.Schema{
+var jwtSecrets = Def{Table: 5, New: func() any { return new(JWTSecret) }, Collection: "jwts", Nested: "jwt", Advise: adviseJWT, Schema: &schema.Schema{
 	Name:        "jwt_secrets",
 	EndpointKey: "key",
 	Fields: []schema.Field{
@@ -32,16 +34,34 @@ var jwtSecrets = Def{Table: 5, New: func() any { return new(JWTSecret) }, Collec
 
 // checkPublicKey accepts a public key in PEM form.
 func checkPublicKey(v any) string {
-	s, _ := v.(string)
-	if block, _ := pem.Decode([]byte(s)); block != nil {
-		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err == nil {
-			return ""
+	if _, err := ParsePublicKey(v.(string)); err != nil {
+		return "invalid key"
+	}
+	return ""
+}
+
+// adviseJWT warns about what Kong accepts as well: keys that can be guessed, and the issuer that tokens will not name.
+func adviseJWT(rec schema.Record) string {
+	var advice []string
+	algorithm, _ := rec["algorithm"].(string)
+	switch {
+	case strings.HasPrefix(algorithm, "HS"):
+		if secret, _ := rec["secret"].(string); len(secret) < 32 {
+			advice = append(advice, fmt.Sprintf("secret has %d bytes: shorter than 32 it can be guessed from one token and then any token be forged (RFC 7518, 3.2)", len(secret)))
 		}
-		if _, err := x509.ParsePKCS1PublicKey(block.Bytes); err == nil {
-			return ""
+	case strings.HasPrefix(algorithm, "RS"), strings.HasPrefix(algorithm, "PS"):
+		text, _ := rec["rsa_public_key"].(string)
+		key, _ := ParsePublicKey(text)
+		if k, ok := key.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
+			advice = append(advice, fmt.Sprintf("rsa_public_key has %d bits: %s demands 2048 or more (RFC 7518, 3.3)", k.N.BitLen(), algorithm))
 		}
 	}
-	return "invalid key"
+	key, _ := rec["key"].(string)
+	if u, err := url.Parse(key); err == nil && u.Scheme == "https" && u.Host != "" && u.Path == "" {
+		advice = append(advice, fmt.Sprintf("key is compared with the token's iss byte for byte, and many issuers (Auth0 among them) write a trailing slash: if tokens are "+
+			"refused with \"No credentials found\", use %q", key+"/"))
+	}
+	return strings.Join(advice, "; ")
 }
 
 var keyAuthCredentials = Def{Table: 6, New: func() any { return new(KeyAuthCredential) }, Collection: "key-auths", Nested: "key-auth", Schema: &schema.Schema{

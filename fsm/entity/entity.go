@@ -26,11 +26,13 @@ type Def struct {
 	Members *Members
 
 	// The rest is how the Admin API's URLs name the entity; each empty value means the plural name.
-	Endpoints  Endpoints
-	Collection string   // top-level collection: "key-auths" in /key-auths
-	Nested     string   // collection under an entity it refers to: "key-auth" in /consumers/{c}/key-auth
-	NestedKey  string   // field that, with the parent, finds one row: "group" in /consumers/{c}/acls/{group}
-	Filters    []string // unique fields by which the collection may be filtered: "custom_id" in /consumers?custom_id=x
+	Endpoints   Endpoints
+	PutUpdates  bool     // PUT changes what is there like PATCH and makes nothing
+	NewestFirst bool     // collections under a parent are in the order of created_at, not of the ids
+	Collection  string   // top-level collection: "key-auths" in /key-auths
+	Nested      string   // collection under an entity it refers to: "key-auth" in /consumers/{c}/key-auth
+	NestedKey   string   // field that, with the parent, finds one row: "group" in /consumers/{c}/acls/{group}
+	Filters     []string // unique fields by which the collection may be filtered: "custom_id" in /consumers?custom_id=x
 }
 
 // Members is a list of names that is not stored in the row: each name is a row of another entity that refers to this one.

@@ -19,10 +19,10 @@ var services = Def{Table: 1, New: func() any { return new(Service) }, Schema: &s
 		serviceTimeout("write_timeout"),
 		serviceTimeout("read_timeout"),
 		schema.Tags(),
-		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict, Check: noCertificates},
+		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict},
 		{Name: "tls_verify", Type: schema.Boolean},
 		{Name: "tls_verify_depth", Type: schema.Integer, Between: &[2]float64{0, 64}},
-		{Name: "ca_certificates", Type: schema.Array, Elem: &schema.Field{Type: schema.String, UUID: true}},
+		{Name: "ca_certificates", Type: schema.Array, Elem: &schema.Field{Type: schema.String, UUID: true, Ref: "ca_certificates"}},
 		{Name: "enabled", Type: schema.Boolean, Required: true, Default: true},
 	},
 	Shorthands: []schema.Shorthand{schema.ServiceURL()},
@@ -45,10 +45,6 @@ func serviceTimeout(name string) schema.Field {
 func tlsOnly(field string) schema.Check {
 	return schema.Conditional{IfField: "protocol", IfMatch: schema.Field{NotOneOf: []any{"https", "tls"}},
 		ThenField: field, ThenMatch: schema.Field{Null: true}}
-}
-
-func noCertificates(any) string {
-	return "this gateway does not store certificates yet, so none can be referenced: leave the field null"
 }
 
 func required(f schema.Field) schema.Field {

@@ -22,7 +22,7 @@ type Target struct {
 // DefaultTargetPort is the port of a target that is given without one (Kong).
 const DefaultTargetPort = 8000
 
-var targets = Def{Table: 10, New: func() any { return new(Target) }, NestedKey: "target", Schema: &schema.Schema{
+var targets = Def{Table: 10, New: func() any { return new(Target) }, Endpoints: NestedEndpoints, PutUpdates: true, NewestFirst: true, NestedKey: "target", Schema: &schema.Schema{
 	Name:   "targets",
 	Unique: [][]string{{"upstream", "target"}},
 	Fields: []schema.Field{

@@ -130,7 +130,7 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		}},
 		schema.Tags(),
 		schema.HostWithPort("host_header"),
-		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict, Check: noCertificates},
+		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict},
 		{Name: "use_srv_name", Type: schema.Boolean, Default: false},
 	},
 	// Order counts: what algorithm makes of hash_on is what hash_on is then asked about (Kong).

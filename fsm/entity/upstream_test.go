@@ -115,7 +115,8 @@ func TestUpstreamRules(t *testing.T) {
 		{name: "status out of range", body: `{"name":"u","healthchecks":{"passive":{"healthy":{"http_statuses":[200,99]}}}}`,
 			message: "schema violation (healthchecks.passive: {\n  healthy = {\n    http_statuses = {\n      [2] = \"value should be between 100 and 999\"\n    }\n  }\n})"},
 		{name: "threshold", body: `{"name":"u","healthchecks":{"threshold":101}}`, message: "schema violation (healthchecks.threshold: value should be between 0 and 100)"},
-		{name: "certificate", body: `{"name":"u","client_certificate":{"id":"6b6d1a4e-5b3f-4a41-9d5c-0f4b3c2d1e0f"}}`, message: "schema violation (client_certificate: this gateway does not store certificates…"},
+		{name: "certificate", body: `{"name":"u","client_certificate":{"id":"6B6D1A4E-5b3f-4a41-9d5c-0f4b3c2d1e0f"}}`, want: `{"client_certificate":{"id":"6b6d1a4e-5b3f-4a41-9d5c-0f4b3c2d1e0f"}}`},
+		{name: "no certificate", body: `{"name":"u","client_certificate":{"id":"x"}}`, message: "schema violation (client_certificate.id: expected a valid UUID)"},
 		{name: "host header", body: `{"name":"u","host_header":"a.b:x"}`, message: "schema violation (host_header: invalid hostname: a.b:x)"},
 	} {
 		t.Run(v.name, func(t *testing.T) { checkVector(t, "upstreams", v.current, v.body, v.message, v.want) })

@@ -3,6 +3,7 @@ package schema
 import (
 	"math"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -295,9 +296,16 @@ func invalidUTF8(s string) int {
 	return 0
 }
 
+// maxRegex is how many instructions a regular expression may compile to. Matching takes time in proportion to them.
+const maxRegex = 10_000
+
 func compileError(re string) string {
-	if _, err := regexp.Compile(re); err != nil {
+	parsed, err := syntax.Parse(re, syntax.Perl)
+	if err != nil {
 		return strings.TrimPrefix(err.Error(), "error parsing regexp: ")
+	}
+	if prog, err := syntax.Compile(parsed.Simplify()); err != nil || len(prog.Inst) > maxRegex {
+		return "expression too large"
 	}
 	return ""
 }

@@ -27,15 +27,19 @@ import (
 	"strings"
 )
 
-// KeySize is the length of a sealing key in bytes.
-const KeySize = 32
+// KeySize is the length of a sealing key in bytes, NonceSize that of the nonce of a sealed value.
+const (
+	KeySize   = 32
+	NonceSize = 12
+)
 
 const (
-	member    = "$sealed"
-	opening   = `{"` + member + `":"`
-	closing   = `"}`
-	nonceSize = 12
+	member  = "$sealed"
+	closing = `"}`
 )
+
+// Opening is what every sealed value begins with.
+const Opening = `{"` + member + `":"`
 
 var encoding = base64.RawURLEncoding.Strict()
 
@@ -49,11 +53,12 @@ func (e *MissingKeyError) Error() string {
 // Keyring holds the sealing keys of a cluster: the current one seals, all of them open. It is immutable.
 type Keyring struct {
 	current string
-	keys    map[string]key
+	keys    map[string]*Key
 }
 
-// key is a master key and what is derived from it; one subkey per purpose, so that no output of one tells about the other.
-type key struct {
+// Key is a master key and what is derived from it; one subkey per purpose, so that no output of one tells about the other.
+type Key struct {
+	id     string
 	master []byte
 	aead   cipher.AEAD
 	nonce  []byte // HMAC key of the synthetic nonces
@@ -63,7 +68,7 @@ var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
 
 // New makes a keyring of master keys of KeySize bytes by id; current seals.
 func New(current string, keys map[string][]byte) (*Keyring, error) {
-	k := &Keyring{current: current, keys: make(map[string]key, len(keys))}
+	k := &Keyring{current: current, keys: make(map[string]*Key, len(keys))}
 	for id, master := range keys {
 		if !keyID.MatchString(id) {
 			return nil, fmt.Errorf("seal: key id %q: must be 1 to 32 characters of A-Z a-z 0-9 _ -", id)
@@ -71,7 +76,7 @@ func New(current string, keys map[string][]byte) (*Keyring, error) {
 		if len(master) != KeySize {
 			return nil, fmt.Errorf("seal: key %q: has %d bytes, must have %d", id, len(master), KeySize)
 		}
-		sub, err := derive(master)
+		sub, err := derive(id, master)
 		if err != nil {
 			return nil, fmt.Errorf("seal: key %q: %w", id, err)
 		}
@@ -83,24 +88,24 @@ func New(current string, keys map[string][]byte) (*Keyring, error) {
 	return k, nil
 }
 
-func derive(master []byte) (key, error) {
+func derive(id string, master []byte) (*Key, error) {
 	enc, err := hkdf.Key(sha256.New, master, nil, "concord seal 1 aes-256-gcm", 32)
 	if err != nil {
-		return key{}, err
+		return nil, err
 	}
 	nonce, err := hkdf.Key(sha256.New, master, nil, "concord seal 1 nonce", 32)
 	if err != nil {
-		return key{}, err
+		return nil, err
 	}
 	block, err := aes.NewCipher(enc)
 	if err != nil {
-		return key{}, err
+		return nil, err
 	}
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
-		return key{}, err
+		return nil, err
 	}
-	return key{master: bytes.Clone(master), aead: aead, nonce: nonce}, nil
+	return &Key{id: id, master: bytes.Clone(master), aead: aead, nonce: nonce}, nil
 }
 
 // Generate makes a keyring of one new key. Its id is a hash of the key.
@@ -188,21 +193,20 @@ func (k *Keyring) Save(path string) error {
 	return dir.Sync()
 }
 
-// aad binds a sealed value to its row: moved to another row it does not open.
-func aad(table uint16, id [16]byte) []byte {
-	return append(binary.BigEndian.AppendUint16(make([]byte, 0, 18), table), id[:]...)
+// appendAAD gives what binds a sealed value to its row: moved to another row it does not open.
+func appendAAD(out []byte, table uint16, id [16]byte) []byte {
+	return append(binary.BigEndian.AppendUint16(out, table), id[:]...)
 }
 
 // Seal encrypts clear for the row and gives the value to put in its place. The same clear text in the same row gives the same
 // bytes: the nonce is a MAC of both, so no randomness is needed and a nonce can repeat only with its plain text.
 func (k *Keyring) Seal(table uint16, id [16]byte, clear string) (any, error) {
-	x, bind := k.keys[k.current], aad(table, id)
+	x := k.keys[k.current]
 	mac := hmac.New(sha256.New, x.nonce)
-	mac.Write(bind)
+	mac.Write(appendAAD(nil, table, id))
 	mac.Write([]byte(clear))
-	nonce := mac.Sum(nil)[:nonceSize]
-	box := x.aead.Seal(nonce, nonce, []byte(clear), bind)
-	return map[string]any{member: k.current + "." + encoding.EncodeToString(box)}, nil
+	value := x.AppendSealed(nil, table, id, append(mac.Sum(nil)[:NonceSize], clear...))
+	return map[string]any{member: string(value[len(Opening) : len(value)-len(closing)])}, nil
 }
 
 // Open replaces every sealed value in a row's canonical JSON by its string. Without any, raw itself comes back.
@@ -210,60 +214,92 @@ func (k *Keyring) Seal(table uint16, id [16]byte, clear string) (any, error) {
 // The search for the opening bytes is safe on text chosen by users: canonical JSON escapes each quote inside a string, so the
 // bytes {"$ can only begin an object whose first key begins with $, and schemas refuse such keys.
 func (k *Keyring) Open(table uint16, id [16]byte, raw []byte) ([]byte, error) {
-	at := bytes.Index(raw, []byte(opening))
+	at := bytes.Index(raw, []byte(Opening))
 	if at < 0 {
 		return raw, nil
 	}
 	out := make([]byte, 0, len(raw))
-	for ; at >= 0; at = bytes.Index(raw, []byte(opening)) {
+	for ; at >= 0; at = bytes.Index(raw, []byte(Opening)) {
 		out = append(out, raw[:at]...)
-		raw = raw[at+len(opening):]
-		text, rest, ok := bytes.Cut(raw, []byte(closing))
-		if !ok {
+		text, rest, _ := Cut(raw[at:])
+		if text == nil {
 			return nil, errors.New("sealed value has no end")
 		}
-		clear, err := k.open(table, id, string(text))
+		x, err := k.KeyOf(text)
 		if err != nil {
 			return nil, err
 		}
-		if out, err = appendString(out, clear); err != nil {
+		opened, err := x.AppendOpened(nil, table, id, text)
+		if err != nil {
 			return nil, err
 		}
+		out = AppendString(out, string(opened[NonceSize:]))
 		raw = rest
 	}
 	return append(out, raw...), nil
 }
 
-func (k *Keyring) open(table uint16, id [16]byte, text string) (string, error) {
-	name, data, _ := strings.Cut(text, ".")
-	x, ok := k.keys[name]
-	switch {
-	case !ok && keyID.MatchString(name):
-		return "", &MissingKeyError{Key: name}
-	case !ok:
-		return "", errors.New("sealed value has no key id")
+// Cut takes the text of a sealed value off raw, which begins with it. With ok false raw begins with something else, or text is nil and
+// the value has no end.
+func Cut(raw []byte) (text, rest []byte, ok bool) {
+	if text, ok = bytes.CutPrefix(raw, []byte(Opening)); !ok {
+		return nil, raw, false
 	}
-	box, err := encoding.DecodeString(data)
-	if err != nil || len(box) < nonceSize {
-		return "", errors.New("sealed value is malformed")
+	if text, rest, ok = bytes.Cut(text, []byte(closing)); !ok {
+		return nil, raw, false
 	}
-	clear, err := x.aead.Open(box[nonceSize:nonceSize], box[:nonceSize], box[nonceSize:], aad(table, id))
-	if err != nil {
-		return "", fmt.Errorf("sealed value does not open with key %q: it was altered, moved from another row, or the key file holds another key under this id", name)
-	}
-	return string(clear), nil
+	return text, rest, true
 }
 
-func appendString(out []byte, s string) ([]byte, error) {
+// KeyOf finds the key that the text of a sealed value names.
+func (k *Keyring) KeyOf(text []byte) (*Key, error) {
+	name, _, _ := bytes.Cut(text, []byte("."))
+	x, ok := k.keys[string(name)]
+	switch {
+	case !ok && keyID.Match(name):
+		return nil, &MissingKeyError{Key: string(name)}
+	case !ok:
+		return nil, errors.New("sealed value has no key id")
+	}
+	return x, nil
+}
+
+// ID is the name by which sealed values refer to the key.
+func (x *Key) ID() string { return x.id }
+
+// AppendOpened appends the nonce of a sealed value, NonceSize bytes, and its clear text: all that is needed to seal it again.
+func (x *Key) AppendOpened(out []byte, table uint16, id [16]byte, text []byte) ([]byte, error) {
+	box, err := encoding.AppendDecode(out, text[min(len(text), len(x.id)+1):])
+	if err != nil || len(box) < len(out)+NonceSize || bytes.ContainsAny(text, "\r\n") { // which the decoder skips
+		return nil, errors.New("sealed value is malformed")
+	}
+	opened, box := box[:len(out)+NonceSize], box[len(out):]
+	if opened, err = x.aead.Open(opened, box[:NonceSize], box[NonceSize:], appendAAD(nil, table, id)); err != nil {
+		return nil, fmt.Errorf("sealed value does not open with key %q: it was altered, moved from another row, or the key file holds another key under this id", x.id)
+	}
+	return opened, nil
+}
+
+// AppendSealed appends the JSON of the sealed value that AppendOpened opened, to the byte.
+func (x *Key) AppendSealed(out []byte, table uint16, id [16]byte, opened []byte) []byte {
+	out = append(append(append(out, Opening...), x.id...), '.')
+	size := len(opened) + x.aead.Overhead()
+	at := len(out) + encoding.EncodedLen(size) // work behind the text that is to come, so that nothing is allocated
+	out = slices.Grow(out, at-len(out)+size+18)
+	bind := appendAAD(out[at+size:at+size], table, id)
+	box := append(out[at:at], opened[:NonceSize]...)
+	box = x.aead.Seal(box, box, opened[NonceSize:], bind)
+	return append(encoding.AppendEncode(out, box), closing...)
+}
+
+// AppendString appends s as a string of canonical JSON.
+func AppendString(out []byte, s string) []byte {
 	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) {
-		return append(append(append(out, '"'), s...), '"'), nil
+		return append(append(append(out, '"'), s...), '"')
 	}
 	buf := bytes.NewBuffer(out)
 	enc := json.NewEncoder(buf)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(s); err != nil {
-		return nil, err
-	}
-	b := buf.Bytes()
-	return b[:len(b)-1], nil // without the encoder's newline
+	_ = enc.Encode(s)                // strings can always be encoded, and a buffer takes all
+	return buf.Bytes()[:buf.Len()-1] // without the encoder's newline
 }

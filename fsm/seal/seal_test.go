@@ -99,7 +99,7 @@ func TestSealIsDeterministicAndBound(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for i := len(opening) + 2; i < len(base)-len(closing); i++ {
+	for i := len(Opening) + 2; i < len(base)-len(closing); i++ {
 		bad := []byte(base)
 		if bad[i]++; bad[i] == '"' {
 			continue
@@ -153,7 +153,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte(`{"$sealed":"b."}{"$sealed":"`))
 	f.Add(canonical(f, sealed(f, k, "x")))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if got, err := k.Open(5, row1, raw); err == nil && bytes.Contains(got, []byte(opening)) && !bytes.Contains(got, []byte(`\"`)) {
+		if got, err := k.Open(5, row1, raw); err == nil && bytes.Contains(got, []byte(Opening)) && !bytes.Contains(got, []byte(`\"`)) {
 			t.Errorf("%s left %s", raw, got)
 		}
 	})

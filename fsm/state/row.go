@@ -1,36 +1,74 @@
 package state
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"reflect"
-	"unsafe"
 )
 
 // ID is a row's primary key, a UUID in binary.
 type ID [16]byte
 
+// idSize is the length of an id's text.
+const idSize = 36
+
+// nibbles gives the value of a hexadecimal digit, 0xff for anything else.
+var nibbles = func() (t [256]byte) {
+	for i := range t {
+		t[i] = 0xff
+	}
+	for i := range "0123456789abcdef" {
+		t["0123456789abcdef"[i]], t["0123456789ABCDEF"[i]] = byte(i), byte(i)
+	}
+	return t
+}()
+
 // ParseID reads a UUID in its 36-character text form, in either case.
 func ParseID(s string) (ID, error) {
-	var id ID
-	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return ID{}, fmt.Errorf("id %q is not a UUID (8-4-4-4-12 hexadecimal digits)", s)
+	if len(s) == idSize && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
+		var id ID
+		var bad byte
+		at := 0
+		for i := range id {
+			if s[at] == '-' && (i == 4 || i == 6 || i == 8 || i == 10) {
+				at++
+			}
+			hi, lo := nibbles[s[at]], nibbles[s[at+1]]
+			id[i], bad = hi<<4|lo, bad|hi|lo
+			at += 2
+		}
+		if bad < 16 {
+			return id, nil
+		}
 	}
-	var digits [32]byte
-	copy(digits[0:], s[0:8])
-	copy(digits[8:], s[9:13])
-	copy(digits[12:], s[14:18])
-	copy(digits[16:], s[19:23])
-	copy(digits[20:], s[24:36])
-	if _, err := hex.Decode(id[:], digits[:]); err != nil {
-		return ID{}, fmt.Errorf("id %q is not a UUID (8-4-4-4-12 hexadecimal digits)", s)
+	return ID{}, fmt.Errorf("id %q is not a UUID (8-4-4-4-12 hexadecimal digits)", s)
+}
+
+// readID reads an id's text that is known to be one and in lower case, as it stands before every row.
+func readID(b []byte) (id ID) {
+	_ = b[idSize-1]
+	quarter := func(hi, lo uint32) uint32 { // eight digits at a time
+		x := uint64(hi)<<32 | uint64(lo)
+		x = x&0x0f0f0f0f0f0f0f0f + x>>6&0x0101010101010101*9
+		x = (x | x>>4) & 0x00ff00ff00ff00ff
+		x = (x | x>>8) & 0x0000ffff0000ffff
+		return uint32(x | x>>16)
 	}
-	return id, nil
+	be := binary.BigEndian
+	be.PutUint32(id[0:], quarter(be.Uint32(b[0:]), be.Uint32(b[4:])))
+	be.PutUint32(id[4:], quarter(be.Uint32(b[9:]), be.Uint32(b[14:])))
+	be.PutUint32(id[8:], quarter(be.Uint32(b[19:]), be.Uint32(b[24:])))
+	be.PutUint32(id[12:], quarter(be.Uint32(b[28:]), be.Uint32(b[32:])))
+	return id
 }
 
 // String is the canonical lower-case text form.
 func (id ID) String() string {
-	var b [36]byte
+	b := id.text()
+	return string(b[:])
+}
+
+func (id ID) text() (b [idSize]byte) {
 	hex.Encode(b[0:8], id[0:4])
 	b[8] = '-'
 	hex.Encode(b[9:13], id[4:6])
@@ -40,48 +78,27 @@ func (id ID) String() string {
 	hex.Encode(b[19:23], id[8:10])
 	b[23] = '-'
 	hex.Encode(b[24:36], id[10:16])
-	return string(b[:])
+	return b
 }
 
 // IsZero reports the zero ID, which no row has.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// Row is one stored entity. Rows are immutable: a write makes a new Row.
+// Row is one stored entity. It is made when it is read, and so is Val, with the secrets in clear: nothing is kept decoded.
+//
+// Strings in Val share memory with the store, 64 KiB of which live as long as one of them: what is kept for long should be a strings.Clone.
 type Row[T any] struct {
 	ID        ID
-	Index     uint64 // log index of the entry that wrote it
+	Index     uint64 // log index of the entry that wrote it; with the ID it names this version of the row
 	ExpiresAt int64  // Unix milliseconds, 0: never
-	Raw       []byte // the replicated truth: canonical JSON, secrets sealed
-	Val       *T     // decoded once, secrets in clear
+	Val       T
 }
 
-// AnyRow is a Row for code that does not know the type. Val is a *T.
+// AnyRow is a Row for code that does not know the type.
 type AnyRow struct {
 	ID        ID
 	Index     uint64
 	ExpiresAt int64
-	Raw       []byte
-	Val       any
-}
-
-// opaque stands for "some T". A Row[T] holds T by pointer only, so the layout of Row is the same for every T and a
-// *row may be viewed as *Row[T] (unsafe.Pointer rule 1). That lets one set of trees, built from definitions known only at run
-// time, hand out typed rows without an allocation or a second copy. Only Table, which checked T when it was made,
-// and anyOf, which uses the table's own reflect.Type, convert.
-type opaque struct{}
-
-type row = Row[opaque]
-
-func typed[T any](r *row) *Row[T] { return (*Row[T])(unsafe.Pointer(r)) }
-
-// value gives a row's decoded value as *T in an any; nil for a nil row.
-func (m *meta) value(r *row) any {
-	if r == nil {
-		return nil
-	}
-	return reflect.NewAt(m.typ, unsafe.Pointer(r.Val)).Interface()
-}
-
-func (m *meta) anyOf(r *row) AnyRow {
-	return AnyRow{ID: r.ID, Index: r.Index, ExpiresAt: r.ExpiresAt, Raw: r.Raw, Val: m.value(r)}
+	Raw       []byte // the replicated truth: canonical JSON, secrets sealed
+	Val       any    // a *T
 }

@@ -1,7 +1,8 @@
 // Package state holds the rows of all entities in memory: typed tables with indexes, read through immutable views.
 //
-// A table is a set of copy-on-write B-trees: one by id, one per index of the entity's schema, one by expiry. A commit
-// publishes copies of the trees it changed, so a View is one atomic load, never changes and never blocks.
+// A table is bytes: rows in a compact form, found through copy-on-write B-trees, one by id, one per index of the entity's schema, one by
+// expiry. A commit publishes copies of the trees it changed, so a View is one atomic load, never changes and never blocks. Rows are decoded
+// when they are read.
 //
 // The package does not judge what is written beyond unique keys, knows no log, no clock and no disk, and makes no ids: package
 // fsm decides, and is the only writer.
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"concord/fsm/entity"
 	"concord/fsm/seal"
@@ -25,7 +27,7 @@ type Store struct {
 	metas  []*meta // by table number
 	view   atomic.Pointer[View]
 	writer sync.Mutex // held from Begin to Commit or Abort
-	work   []*trees   // the writer's own trees
+	work   []*table
 
 	subMu   sync.Mutex
 	subs    []subscriber
@@ -52,30 +54,30 @@ func New(defs []entity.Def, keys *seal.Keyring) *Store {
 		names[d.Schema.Name] = true
 		s.metas = append(s.metas, newMeta(d, i))
 	}
-	s.work = s.empty()
+	s.work = s.empty(keys)
 	s.view.Store(&View{tables: s.publish(nil, nil)})
 	return s
 }
 
-func (s *Store) empty() []*trees {
-	t := make([]*trees, len(s.metas))
+func (s *Store) empty(keys *seal.Keyring) []*table {
+	t := make([]*table, len(s.metas))
 	for i, m := range s.metas {
-		t[i] = newTrees(m)
+		t[i] = newTable(m, keys)
 	}
 	return t
 }
 
-// publish gives the tables of the next view: copies of the writer's trees, or the previous copy where nothing changed.
-func (s *Store) publish(prev []*trees, dirty []bool) []*trees {
-	t := make([]*trees, len(s.work))
-	for i, w := range s.work {
+// publish gives the tables of the next view; those of the previous one where nothing changed.
+func (s *Store) publish(prev []*content, dirty []bool) []*content {
+	c := make([]*content, len(s.work))
+	for i, t := range s.work {
 		if prev != nil && !dirty[i] {
-			t[i] = prev[i]
+			c[i] = prev[i]
 		} else {
-			t[i] = w.copy()
+			c[i] = t.publish()
 		}
 	}
-	return t
+	return c
 }
 
 // View is the newest committed state.
@@ -83,9 +85,6 @@ func (s *Store) View() *View { return s.view.Load() }
 
 // Keys is the keyring that rows are opened with.
 func (s *Store) Keys() *seal.Keyring { return s.keys.Load() }
-
-// SetKeys has rows opened with another keyring from the next one on, for a node that enters another cluster.
-func (s *Store) SetKeys(k *seal.Keyring) { s.keys.Store(k) }
 
 // Table finds a table by the entity's plural name.
 func (s *Store) Table(name string) (AnyTable, bool) {
@@ -147,7 +146,7 @@ type View struct {
 	index  uint64
 	now    int64
 	aux    any
-	tables []*trees
+	tables []*content
 }
 
 // Index is the log index the view reflects.
@@ -165,17 +164,16 @@ func (v *View) At(nowMS int64) *View {
 
 // Due says whether a row expires before the time (Unix milliseconds).
 func (v *View) Due(beforeMS int64) bool {
-	for _, t := range v.tables {
-		if d, ok := t.expiry.Min(); ok && d.at < beforeMS {
+	for _, c := range v.tables {
+		first := c.trees[byExpiry].seek(c, &point{})
+		if it := first.next(); it != nil && it.head() < headOfTime(beforeMS) {
 			return true
 		}
 	}
 	return false
 }
 
-func (v *View) hides(r *row) bool { return v.now != 0 && r.ExpiresAt != 0 && r.ExpiresAt <= v.now }
-
-// Table is the typed handle of one table. Get and By do not allocate.
+// Table is the typed handle of one table. Get and By do not allocate, unless T has lists, maps or pointers that are set.
 type Table[T any] struct{ m *meta }
 
 // TableOf finds the table whose rows decode to T. It panics when there is none: a mistake in the program's wiring.
@@ -189,31 +187,49 @@ func TableOf[T any](s *Store) *Table[T] {
 }
 
 // Get finds a row by id.
-func (t *Table[T]) Get(v *View, id ID) (*Row[T], bool) {
-	r := t.m.get(v, id)
-	return typed[T](r), r != nil
+func (t *Table[T]) Get(v *View, id ID) (row Row[T], ok bool) {
+	var r record
+	if ok = t.m.get(v, id, &r); ok {
+		t.read(v, &r, &row)
+	}
+	return row, ok
 }
 
 // By finds the row with the key in a unique index; for other indexes the first of its rows. An unknown index holds nothing.
-func (t *Table[T]) By(v *View, index, key string) (*Row[T], bool) {
-	r := t.m.by(v, index, key)
-	return typed[T](r), r != nil
+func (t *Table[T]) By(v *View, index, key string) (row Row[T], ok bool) {
+	var r record
+	if ok = t.m.by(v, index, key, &r); ok {
+		t.read(v, &r, &row)
+	}
+	return row, ok
 }
 
-// Scan yields the rows of an index by key, then id: all rows for prefix "", else those whose key equals prefix or, in a composite
-// index, begins with the same parts (see Key). Index "" is the primary one. A row with several keys (tags)
-// occurs once per key that matches.
-func (t *Table[T]) Scan(v *View, index, prefix string) iter.Seq[*Row[T]] {
-	return func(yield func(*Row[T]) bool) {
-		t.m.scan(v, index, prefix, ID{}, func(r *row) bool { return yield(typed[T](r)) })
+func (t *Table[T]) read(v *View, r *record, row *Row[T]) {
+	row.ID, row.Index, row.ExpiresAt = r.rowID(), r.index, r.expires
+	if r.shape.direct {
+		r.fill(unsafe.Pointer(&row.Val)) // a T, as TableOf made sure
+	} else {
+		row.Val = *(*T)(v.tables[t.m.slot].dict.decode(r).UnsafePointer())
+	}
+}
+
+// Scan yields the rows with a key in an index, by id; without a key, all rows that have one, each as often as it has different
+// ones (tags). Index "" is the primary one, with all rows.
+func (t *Table[T]) Scan(v *View, index, key string) iter.Seq[Row[T]] {
+	return func(yield func(Row[T]) bool) {
+		t.m.scan(v, index, key, ID{}, func(r *record) bool {
+			var row Row[T]
+			t.read(v, r, &row)
+			return yield(row)
+		})
 	}
 }
 
 // All yields all rows by id.
-func (t *Table[T]) All(v *View) iter.Seq[*Row[T]] { return t.Scan(v, "", "") }
+func (t *Table[T]) All(v *View) iter.Seq[Row[T]] { return t.Scan(v, "", "") }
 
 // Len counts the rows, those that the view hides included.
-func (t *Table[T]) Len(v *View) int { return v.tables[t.m.slot].rows.Len() }
+func (t *Table[T]) Len(v *View) int { return v.tables[t.m.slot].trees[byID].len }
 
 // AnyTable is a table for code that works on any entity.
 type AnyTable interface {
@@ -222,9 +238,10 @@ type AnyTable interface {
 	Def() entity.Def
 	Get(v *View, id ID) (AnyRow, bool)
 	By(v *View, index, key string) (AnyRow, bool)
-	// Scan is Table.Scan from behind the row with id after (zero: from the start). To page with after, prefix must be a whole key
-	// or index must be "": only then is the order that of the ids.
-	Scan(v *View, index, prefix string, after ID) iter.Seq[AnyRow]
+	// Scan is Table.Scan from behind the row with id after (zero: from the start).
+	Scan(v *View, index, key string, after ID) iter.Seq[AnyRow]
+	// Raws calls f with all rows by id, without Val and with a Raw that is overwritten by the next one.
+	Raws(v *View, f func(*AnyRow))
 	Len(v *View) int
 }
 
@@ -233,77 +250,92 @@ type anyTable struct{ m *meta }
 func (t anyTable) Name() string    { return t.m.def.Schema.Name }
 func (t anyTable) Number() uint16  { return t.m.def.Table }
 func (t anyTable) Def() entity.Def { return t.m.def }
-func (t anyTable) Len(v *View) int { return v.tables[t.m.slot].rows.Len() }
+func (t anyTable) Len(v *View) int { return v.tables[t.m.slot].trees[byID].len }
 
-func (t anyTable) Get(v *View, id ID) (AnyRow, bool) {
-	if r := t.m.get(v, id); r != nil {
-		return t.m.anyOf(r), true
-	}
-	return AnyRow{}, false
+func (t anyTable) row(v *View, r *record) AnyRow {
+	return AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(nil), Val: v.tables[t.m.slot].dict.decode(r).Interface()}
 }
 
-func (t anyTable) By(v *View, index, key string) (AnyRow, bool) {
-	if r := t.m.by(v, index, key); r != nil {
-		return t.m.anyOf(r), true
+func (t anyTable) Get(v *View, id ID) (row AnyRow, ok bool) {
+	var r record
+	if ok = t.m.get(v, id, &r); ok {
+		row = t.row(v, &r)
 	}
-	return AnyRow{}, false
+	return row, ok
 }
 
-func (t anyTable) Scan(v *View, index, prefix string, after ID) iter.Seq[AnyRow] {
+func (t anyTable) By(v *View, index, key string) (row AnyRow, ok bool) {
+	var r record
+	if ok = t.m.by(v, index, key, &r); ok {
+		row = t.row(v, &r)
+	}
+	return row, ok
+}
+
+func (t anyTable) Scan(v *View, index, key string, after ID) iter.Seq[AnyRow] {
 	return func(yield func(AnyRow) bool) {
-		t.m.scan(v, index, prefix, after, func(r *row) bool { return yield(t.m.anyOf(r)) })
+		t.m.scan(v, index, key, after, func(r *record) bool { return yield(t.row(v, r)) })
 	}
 }
 
-func (m *meta) get(v *View, id ID) *row {
-	e, ok := v.tables[m.slot].rows.Get(entry{id: id})
-	if !ok || v.hides(e.row) {
-		return nil
-	}
-	return e.row
+func (t anyTable) Raws(v *View, f func(*AnyRow)) {
+	var row AnyRow
+	t.m.scan(v, "", "", ID{}, func(r *record) bool {
+		row = AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
+		f(&row)
+		return true
+	})
 }
 
-func (m *meta) by(v *View, name, key string) *row {
-	for i := range m.indexes {
-		if ix := &m.indexes[i]; ix.name == name && ix.unique {
-			it, ok := v.tables[m.slot].indexes[i].Get(newItem(key, nil))
-			if !ok || v.hides(it.row) {
-				return nil
-			}
-			return it.row
+func (m *meta) get(v *View, id ID, r *record) bool {
+	c := v.tables[m.slot]
+	at := c.get(m, &id)
+	if at == 0 {
+		return false
+	}
+	c.dict.parse(c.bytes(at), r)
+	return !r.expired(v.now)
+}
+
+func (m *meta) by(v *View, index, key string, r *record) bool {
+	ix := m.index(index)
+	return ix >= 0 && v.tables[m.slot].by(m, ix, key, v.now, r) != 0
+}
+
+func (m *meta) scan(v *View, index, key string, after ID, yield func(*record) bool) {
+	c := v.tables[m.slot]
+	ix, x, from := -1, byID, point{headOf(&after), after}
+	if index != "" {
+		if ix = m.index(index); ix < 0 {
+			return
 		}
+		switch {
+		case key == "": // whichever order: that of the ids
+			m.scan(v, "", "", after, func(r *record) bool {
+				more := true
+				r.keys(ix, func(string) bool { more = yield(r); return more })
+				return more
+			})
+			return
+		case m.indexes[ix].unique:
+			var r record
+			if c.by(m, ix, key, v.now, &r) != 0 {
+				if id := r.rowID(); compareID(&id, &after) > 0 {
+					yield(&r)
+				}
+			}
+			return
+		}
+		x, from = byIndex+ix, point{m.hash(key), after}
 	}
-	var first *row
-	if key != "" {
-		m.scan(v, name, key, ID{}, func(r *row) bool { first = r; return false })
-	}
-	return first
-}
-
-func (m *meta) scan(v *View, name, prefix string, after ID, yield func(*row) bool) {
-	t := v.tables[m.slot]
-	if name == "" {
-		t.rows.Ascend(entry{id: after}, func(e entry) bool {
-			return e.id == after || v.hides(e.row) || yield(e.row)
-		})
-		return
-	}
-	for i := range m.indexes {
-		ix := &m.indexes[i]
-		if ix.name != name {
+	k := c.trees[x].seek(c, &from)
+	for it := k.next(); it != nil && (ix < 0 || it.head() == from.head); it = k.next() {
+		r := c.record(it.at)
+		if r.expired(v.now) || ix >= 0 && !r.has(ix, key) || !after.IsZero() && r.rowID() == after {
 			continue
 		}
-		from := newItem(prefix, nil)
-		if !after.IsZero() {
-			from.row = &row{ID: after}
+		if !yield(&r) {
+			return
 		}
-		t.indexes[i].Ascend(from, func(it item) bool {
-			if !ix.matches(it.key, prefix) {
-				return false
-			}
-			seen := it.key == prefix && compareID(&it.row.ID, &after) <= 0
-			return seen || v.hides(it.row) || yield(it.row)
-		})
-		return
 	}
 }

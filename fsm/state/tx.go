@@ -1,12 +1,9 @@
 package state
 
 import (
-	"encoding/json"
 	"fmt"
-	"reflect"
-	"unsafe"
-
-	"github.com/tidwall/btree"
+	"slices"
+	"strings"
 )
 
 // RowError says why bytes are no row of the table.
@@ -26,19 +23,19 @@ type Conflict struct {
 	Existing ID
 }
 
-// Tx is the one open write transaction of a store. It changes the writer's trees in place and remembers how to undo it.
+// Tx is the one open write transaction of a store. It changes the writer's tables in place and remembers how to undo it.
 type Tx struct {
 	s     *Store
-	work  []*trees
+	work  []*table
 	dirty []bool
 	log   []write
-	reset bool
 }
 
-// write is one change of one row: old or new is nil where there is none.
+// write is one change of one row: old or new is 0 where there is none.
 type write struct {
-	m        *meta
-	old, new *row
+	slot     int
+	id       ID
+	old, new place
 }
 
 // Begin opens the write transaction; it waits for the one before. Every Begin needs a Commit or an Abort.
@@ -47,155 +44,119 @@ func (s *Store) Begin() *Tx {
 	return &Tx{s: s, work: s.work, dirty: make([]bool, len(s.work))}
 }
 
-// BeginEmpty opens a write transaction that sees no rows; its commit replaces everything.
-func (s *Store) BeginEmpty() *Tx {
-	s.writer.Lock()
-	return &Tx{s: s, work: s.empty(), dirty: make([]bool, len(s.work)), reset: true}
-}
+func (tx *Tx) table(number uint16) (*table, bool) { return find(tx.work, number) }
 
-func (tx *Tx) meta(table uint16) (*meta, bool) {
-	for _, m := range tx.s.metas {
-		if m.def.Table == table {
-			return m, true
-		}
+func find(tables []*table, number uint16) (*table, bool) {
+	i := slices.IndexFunc(tables, func(t *table) bool { return t.m.def.Table == number })
+	if i < 0 {
+		return nil, false
 	}
-	return nil, false
+	return tables[i], true
 }
 
 // Decoded is a row that is not in the store yet.
 type Decoded struct {
-	m *meta
-	r *row
+	t   *table
+	id  ID
+	row []byte
 }
 
 // ID is the row's id.
-func (d Decoded) ID() ID { return d.r.ID }
+func (d Decoded) ID() ID { return d.id }
 
 // Table is the row's table number.
-func (d Decoded) Table() uint16 { return d.m.def.Table }
+func (d Decoded) Table() uint16 { return d.t.m.def.Table }
 
-// Decode unseals and decodes a row. The error is a *RowError; it wraps a *seal.MissingKeyError when that is the reason.
-// It may be called on several goroutines at once.
-func (tx *Tx) Decode(table uint16, r AnyRow) (Decoded, error) {
-	m, ok := tx.meta(table)
+// Decode checks a row and gives it the form that it has in the store. The error is a *RowError; it wraps a *seal.MissingKeyError when
+// that is the reason. It may be called on several goroutines at once.
+func (tx *Tx) Decode(table uint16, r AnyRow) (Decoded, error) { return decode(tx.work, table, r) }
+
+func decode(tables []*table, number uint16, r AnyRow) (Decoded, error) {
+	t, ok := find(tables, number)
 	if !ok {
-		return Decoded{}, &RowError{Table: fmt.Sprintf("table %d", table), ID: r.ID, Err: fmt.Errorf("no such table")}
-	}
-	fail := func(err error) (Decoded, error) {
-		return Decoded{}, &RowError{Table: m.def.Schema.Name, ID: r.ID, Err: err}
+		return Decoded{}, &RowError{Table: fmt.Sprintf("table %d", number), ID: r.ID, Err: fmt.Errorf("no such table")}
 	}
 	if r.ID.IsZero() {
-		return fail(fmt.Errorf("the zero id is no row's"))
+		return Decoded{}, &RowError{Table: t.m.def.Schema.Name, ID: r.ID, Err: fmt.Errorf("the zero id is no row's")}
 	}
-	clear, err := tx.s.Keys().Open(table, r.ID, r.Raw)
+	row, err := t.dict.encode(r)
 	if err != nil {
-		return fail(err)
+		return Decoded{}, &RowError{Table: t.m.def.Schema.Name, ID: r.ID, Err: err}
 	}
-	val := reflect.New(m.typ)
-	if err := json.Unmarshal(clear, val.Interface()); err != nil {
-		return fail(err)
-	}
-	if m.id.field != nil {
-		if text, ok := m.id.text(val.Elem()); ok {
-			if id, err := ParseID(text); err != nil || id != r.ID {
-				return fail(fmt.Errorf("field id: is %q, the row's is %s", text, r.ID))
-			}
-		}
-	}
-	return Decoded{m, &row{ID: r.ID, Index: r.Index, ExpiresAt: r.ExpiresAt, Raw: r.Raw, Val: (*opaque)(val.UnsafePointer())}}, nil
+	return Decoded{t, r.ID, row}, nil
 }
 
-// Get finds a row as the transaction sees it.
-func (tx *Tx) Get(table uint16, id ID) (AnyRow, bool) {
-	if m, ok := tx.meta(table); ok {
-		if e, ok := tx.work[m.slot].rows.Get(entry{id: id}); ok {
-			return m.anyOf(e.row), true
+// Stored is a row as a transaction sees it.
+type Stored struct {
+	ID        ID
+	Index     uint64
+	ExpiresAt int64
+	record
+}
+
+// Raw is the row's canonical JSON, secrets sealed.
+func (r Stored) Raw() []byte { return r.appendRaw(nil) }
+
+func stored(id ID, r record) Stored { return Stored{id, r.index, r.expires, r} }
+
+// Get finds a row.
+func (tx *Tx) Get(table uint16, id ID) (Stored, bool) {
+	if t, ok := tx.table(table); ok {
+		if at := t.get(t.m, &id); at != 0 {
+			return stored(id, t.record(at)), true
 		}
 	}
-	return AnyRow{}, false
+	return Stored{}, false
 }
 
 // Conflict finds the first key of a row, in the order of the schema's indexes, that another row holds.
 func (tx *Tx) Conflict(d Decoded) (c Conflict, found bool) {
-	v := reflect.NewAt(d.m.typ, unsafe.Pointer(d.r.Val)).Elem()
-	for i := range d.m.indexes {
-		ix := &d.m.indexes[i]
-		if !ix.unique {
+	var r record
+	d.t.dict.parse(d.row, &r)
+	for i, ix := range d.t.m.indexes {
+		if !ix.unique || found {
 			continue
 		}
-		ix.keys(v, func(key string) bool {
-			if it, ok := tx.work[d.m.slot].indexes[i].Get(newItem(key, nil)); ok && it.row.ID != d.r.ID {
-				c, found = Conflict{Index: ix.name, Key: key, Existing: it.row.ID}, true
+		r.keys(i, func(key string) bool {
+			if at := d.t.by(d.t.m, i, key, 0, new(record)); at != 0 && d.t.idAt(at) != d.id {
+				c, found = Conflict{Index: ix.name, Key: strings.Clone(key), Existing: d.t.idAt(at)}, true
 			}
 			return !found
 		})
-		if found {
-			return c, true
-		}
 	}
-	return Conflict{}, false
+	return c, found
 }
 
 // Set writes a row over the one with the same id, if any. Conflict must have found nothing.
 func (tx *Tx) Set(d Decoded) {
-	e, _ := tx.work[d.m.slot].rows.Get(entry{id: d.r.ID})
-	tx.write(write{d.m, e.row, d.r})
+	tx.write(write{d.t.m.slot, d.id, d.t.get(d.t.m, &d.id), d.t.add(d.row)})
 }
 
 // Delete removes a row; false when there is none.
 func (tx *Tx) Delete(table uint16, id ID) bool {
-	m, ok := tx.meta(table)
+	t, ok := tx.table(table)
 	if !ok {
 		return false
 	}
-	e, ok := tx.work[m.slot].rows.Get(entry{id: id})
-	if ok {
-		tx.write(write{m, e.row, nil})
+	at := t.get(t.m, &id)
+	if at != 0 {
+		tx.write(write{t.m.slot, id, at, 0})
 	}
-	return ok
+	return at != 0
 }
 
 func (tx *Tx) write(w write) {
-	if !tx.reset { // a fresh store is not rolled back and reports no single changes
-		tx.log = append(tx.log, w)
-	}
-	tx.apply(w)
+	tx.log = append(tx.log, w)
+	tx.apply(w.slot, w.old, w.new)
 }
 
-func (tx *Tx) apply(w write) {
-	tx.dirty[w.m.slot] = true
-	t := tx.work[w.m.slot]
-	if w.old != nil {
-		t.drop(w.m, w.old)
+func (tx *Tx) apply(slot int, old, next place) {
+	tx.dirty[slot] = true
+	if old != 0 {
+		tx.work[slot].unlink(old)
 	}
-	if w.new != nil {
-		t.add(w.m, w.new)
-	}
-}
-
-func (t *trees) drop(m *meta, r *row) {
-	t.rows.Delete(entry{id: r.ID})
-	if r.ExpiresAt != 0 {
-		t.expiry.Delete(deadline{at: r.ExpiresAt, id: r.ID})
-	}
-	t.each(m, r, func(x *btree.BTreeG[item], it item) { x.Delete(it) })
-}
-
-func (t *trees) add(m *meta, r *row) {
-	t.rows.Set(entry{r.ID, r})
-	if r.ExpiresAt != 0 {
-		t.expiry.Set(deadline{r.ExpiresAt, r.ID, r})
-	}
-	t.each(m, r, func(x *btree.BTreeG[item], it item) { x.Set(it) })
-}
-
-func (t *trees) each(m *meta, r *row, f func(*btree.BTreeG[item], item)) {
-	v := reflect.NewAt(m.typ, unsafe.Pointer(r.Val)).Elem()
-	for i := range m.indexes {
-		m.indexes[i].keys(v, func(key string) bool {
-			f(t.indexes[i], newItem(key, r))
-			return true
-		})
+	if next != 0 {
+		tx.work[slot].link(0, next)
 	}
 }
 
@@ -205,67 +166,68 @@ func (tx *Tx) Mark() int { return len(tx.log) }
 // Rollback undoes what was written since the mark.
 func (tx *Tx) Rollback(mark int) {
 	for i := len(tx.log) - 1; i >= mark; i-- {
-		w := tx.log[i]
-		tx.apply(write{w.m, w.new, w.old})
+		w := &tx.log[i]
+		tx.apply(w.slot, w.new, w.old)
 	}
-	clear(tx.log[mark:])
 	tx.log = tx.log[:mark]
 }
 
-// Ref is the id in a foreign field of a row of the table; ok is false when it is null.
-func (tx *Tx) Ref(table uint16, field string, r AnyRow) (id string, ok bool) {
-	if m, found := tx.meta(table); found {
-		for i := range m.indexes {
-			if ix := &m.indexes[i]; ix.name == field && len(ix.parts) == 1 {
-				return ix.parts[0].text(reflect.ValueOf(r.Val).Elem())
-			}
-		}
+// Ref is the id in a foreign field of a row; ok is false when it is null.
+func (tx *Tx) Ref(field string, r Stored) (id string, ok bool) {
+	if ix := r.shape.m.index(field); ix >= 0 {
+		id = r.text(r.shape.parts[ix][0])
 	}
-	return "", false
+	return id, id != ""
 }
 
 // Referring lists the rows of the table whose foreign field holds id, by id.
-func (tx *Tx) Referring(table uint16, field string, id ID) []AnyRow {
-	var list []AnyRow
-	if m, ok := tx.meta(table); ok {
-		v := View{tables: tx.work}
-		m.scan(&v, field, id.String(), ID{}, func(r *row) bool { list = append(list, m.anyOf(r)); return true })
+func (tx *Tx) Referring(table uint16, field string, id ID) (list []Stored) {
+	if t, ok := tx.table(table); ok {
+		v := View{tables: make([]*content, len(tx.work))}
+		v.tables[t.m.slot] = &t.content
+		t.m.scan(&v, field, id.String(), ID{}, func(r *record) bool {
+			list = append(list, stored(r.rowID(), *r))
+			return true
+		})
 	}
 	return list
 }
 
 // NextExpired is the first row of the table, in the order of expiry and id, that expires after the row (at, id) and
 // before the limit (Unix milliseconds).
-func (tx *Tx) NextExpired(table uint16, at int64, id ID, before int64) (r AnyRow, found bool) {
-	if m, ok := tx.meta(table); ok {
-		tx.work[m.slot].expiry.Ascend(deadline{at: at, id: id}, func(d deadline) bool {
-			if d.at == at && d.id == id {
-				return true
-			}
-			if d.at < before {
-				r, found = m.anyOf(d.row), true
-			}
-			return false
-		})
+func (tx *Tx) NextExpired(table uint16, at int64, id ID, before int64) (Stored, bool) {
+	t, ok := tx.table(table)
+	if !ok {
+		return Stored{}, false
 	}
-	return r, found
+	after := point{headOfTime(at), id}
+	k := t.trees[byExpiry].seek(&t.content, &after)
+	it := k.next()
+	if it != nil && it.head() == after.head && t.idAt(it.at) == id {
+		it = k.next()
+	}
+	if it == nil || it.head() >= headOfTime(before) {
+		return Stored{}, false
+	}
+	return stored(t.idAt(it.at), t.record(it.at)), true
 }
 
 // Commit publishes what was written as the view of the log index, with aux attached to it, and tells the subscribers.
 func (tx *Tx) Commit(index uint64, aux any) {
 	s := tx.s
 	defer s.writer.Unlock()
-	var prev []*trees
-	if !tx.reset {
-		prev = s.View().tables
-	}
-	s.work = tx.work
-	s.view.Store(&View{index: index, aux: aux, tables: s.publish(prev, tx.dirty)})
-	c := Changes{Index: index, Reset: tx.reset}
-	if !tx.reset {
+	subs := s.subscribers()
+	c := Changes{Index: index}
+	if len(subs) > 0 {
 		c.List = tx.changes()
 	}
-	for _, sub := range s.subscribers() {
+	for i, t := range tx.work {
+		if tx.dirty[i] {
+			t.compact()
+		}
+	}
+	s.view.Store(&View{index: index, aux: aux, tables: s.publish(s.View().tables, tx.dirty)})
+	for _, sub := range subs {
 		sub.f(c)
 	}
 }
@@ -285,7 +247,7 @@ func (tx *Tx) changes() []Change {
 	at := make(map[key]int, len(tx.log))
 	net := make([]write, 0, len(tx.log))
 	for _, w := range tx.log {
-		k := key{w.m.slot, w.id()}
+		k := key{w.slot, w.id}
 		if i, ok := at[k]; ok {
 			net[i].new = w.new
 			continue
@@ -295,16 +257,19 @@ func (tx *Tx) changes() []Change {
 	}
 	list := make([]Change, 0, len(net))
 	for _, w := range net {
-		if w.old != w.new { // not both nil: a row that came and went within the batch
-			list = append(list, Change{Table: w.m.def.Table, ID: w.id(), Old: w.m.value(w.old), New: w.m.value(w.new)})
+		if w.old != w.new { // not both 0: a row that came and went within the batch
+			t := tx.work[w.slot]
+			list = append(list, Change{Table: t.m.def.Table, ID: w.id, Old: t.value(w.old), New: t.value(w.new)})
 		}
 	}
 	return list
 }
 
-func (w write) id() ID {
-	if w.new != nil {
-		return w.new.ID
+// value is a *T of the row at a place, nil for none.
+func (t *table) value(at place) any {
+	if at == 0 {
+		return nil
 	}
-	return w.old.ID
+	r := t.record(at)
+	return t.dict.decode(&r).Interface()
 }

@@ -1,0 +1,210 @@
+package state
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"concord/fsm/seal"
+)
+
+const (
+	slabStep = 8
+	slabSize = 64 << 10
+	perSlab  = slabSize / slabStep // places; a row that is larger than a slab has one of its own
+)
+
+// content is the rows of one table as a view sees them: in slabs of bytes without pointers, found through trees and hashes. A slab is only
+// ever appended to, so that views and the writer share it; it is garbage when no view and no string of a row needs it.
+type content struct {
+	dict   *dict
+	slabs  [][]byte
+	trees  []tree // by id, by expiry, then by index; a unique index has none
+	hashes []hash // by id, none, then by index; only a unique index has one
+}
+
+// The numbers of trees and hashes.
+const (
+	byID     = 0 // heads: of the tree the first half of the id, of the hash its hash
+	byExpiry = 1 // head: the time; only rows that expire
+	byIndex  = 2 // and on, head: the hash of the key
+)
+
+func (c *content) bytes(at place) []byte { return c.slabs[at/perSlab][at%perSlab*slabStep:] }
+
+func (c *content) idAt(at place) ID { return readID(c.bytes(at)) }
+
+// extent is the length of the row that b begins with.
+func extent(b []byte) int {
+	n, size := binary.Uvarint(b[idSize:])
+	return idSize + size + int(n)
+}
+
+func (c *content) record(at place) (r record) {
+	c.dict.parse(c.bytes(at), &r)
+	return r
+}
+
+func headOfTime(ms int64) uint64 { return uint64(ms) ^ 1<<63 } // in the order of int64
+
+// get finds the place of a row.
+func (c *content) get(m *meta, id *ID) place {
+	tag := tagOf(m.hashID(id))
+	b := c.hashes[byID].bucket(tag)
+	for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
+		if at := b.slots[i].at; c.idAt(at) == *id {
+			return at
+		}
+	}
+	return 0
+}
+
+// by finds the first row, by id, that has the key in an index and is not expired at now (0: whenever).
+func (c *content) by(m *meta, ix int, key string, now int64, r *record) place {
+	head := m.hash(key)
+	if m.indexes[ix].unique {
+		tag := tagOf(head)
+		b := c.hashes[byIndex+ix].bucket(tag)
+		for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
+			at := b.slots[i].at
+			if c.dict.parse(c.bytes(at), r); r.has(ix, key) && !r.expired(now) {
+				return at
+			}
+		}
+		return 0
+	}
+	p := point{head: head}
+	k := c.trees[byIndex+ix].seek(c, &p)
+	for it := k.next(); it != nil && it.head() == head; it = k.next() {
+		if c.dict.parse(c.bytes(it.at), r); r.has(ix, key) && !r.expired(now) {
+			return it.at
+		}
+	}
+	return 0
+}
+
+// table is the writer's side of a content.
+type table struct {
+	content
+	m      *meta
+	open   int   // the slab that rows are added to
+	used   int   // bytes of it
+	live   []int // bytes of the rows that are in the trees, by slab
+	free   []int // slabs that are no more
+	sparse []int // slabs that fell below half, and may have risen again
+}
+
+func newTable(m *meta, keys *seal.Keyring) *table {
+	return &table{content: content{dict: newDict(m, keys), trees: make([]tree, byIndex+len(m.indexes)), hashes: make([]hash, byIndex+len(m.indexes))}, m: m}
+}
+
+// publish gives what views see of the table now.
+func (t *table) publish() *content {
+	c := t.content
+	c.trees, c.hashes = slices.Clone(t.trees), slices.Clone(t.hashes)
+	for i := range t.trees {
+		t.trees[i].freeze()
+		t.hashes[i].freeze()
+	}
+	return &c
+}
+
+// add copies an encoded row into a slab.
+func (t *table) add(row []byte) place {
+	need := padded(len(row))
+	if t.open >= len(t.slabs) || t.used+need > len(t.slabs[t.open]) {
+		t.newSlab(need)
+	}
+	at := place(t.open*perSlab + t.used/slabStep)
+	copy(t.slabs[t.open][t.used:], row)
+	t.used += need
+	return at
+}
+
+func padded(n int) int { return (n + slabStep - 1) &^ (slabStep - 1) }
+
+// firstSlab is the size of a table's first slab; most tables have a few rows only.
+const firstSlab = 2 << 10
+
+func (t *table) newSlab(need int) {
+	full := t.open
+	size := max(slabStep+need, min(slabSize, firstSlab<<min(len(t.slabs), 16)))
+	if n := len(t.free); n > 0 {
+		t.open, t.free = t.free[n-1], t.free[:n-1]
+		t.slabs[t.open] = make([]byte, size)
+	} else {
+		t.open = len(t.slabs)
+		t.slabs = append(t.slabs, make([]byte, size))
+		t.live = append(t.live, 0)
+	}
+	t.used = slabStep // no row begins a slab, so that 0 is no place
+	t.weigh(full)
+}
+
+// weigh notes a slab of which less than half lives.
+func (t *table) weigh(slab int) {
+	if slab != t.open && t.live[slab] < len(t.slabs[slab])/2 {
+		t.sparse = append(t.sparse, slab)
+	}
+}
+
+// index calls tree and hash with the number of every one that the row belongs to.
+func (t *table) index(r *record, tree func(x int, p *point), hash func(x int, head uint64)) {
+	id := r.rowID()
+	tree(byID, &point{headOf(&id), id})
+	hash(byID, t.m.hashID(&id))
+	if r.expires != 0 {
+		tree(byExpiry, &point{headOfTime(r.expires), id})
+	}
+	for ix := range t.m.indexes {
+		r.keys(ix, func(key string) bool {
+			if head := t.m.hash(key); t.m.indexes[ix].unique {
+				hash(byIndex+ix, head)
+			} else {
+				tree(byIndex+ix, &point{head, id})
+			}
+			return true
+		})
+	}
+}
+
+// link makes the row at a place found. old is 0, or the place that the same row moves from.
+func (t *table) link(old, at place) {
+	r := t.record(at)
+	t.index(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at) })
+	t.live[at/perSlab] += padded(extent(t.bytes(at)))
+}
+
+func (t *table) unlink(at place) {
+	r := t.record(at)
+	t.index(&r, func(x int, p *point) { t.trees[x].delete(&t.content, p) }, func(x int, head uint64) { t.hashes[x].delete(head, at) })
+	t.live[at/perSlab] -= padded(extent(t.bytes(at)))
+	t.weigh(int(at / perSlab))
+}
+
+// compact moves the rows out of slabs of which less than half lives, and lets go of these. So the slabs hold at most twice what lives,
+// and at most one row is moved for each that was replaced or deleted.
+func (t *table) compact() {
+	shared := true
+	for len(t.sparse) > 0 {
+		slab := t.sparse[len(t.sparse)-1]
+		t.sparse = t.sparse[:len(t.sparse)-1]
+		b := t.slabs[slab]
+		if b == nil || slab == t.open || t.live[slab] >= len(b)/2 {
+			continue
+		}
+		for at := slabStep; t.live[slab] > 0; {
+			size := extent(b[at:])
+			from := place(slab*perSlab + at/slabStep)
+			if id := t.idAt(from); t.get(t.m, &id) == from {
+				t.link(from, t.add(b[at:at+size]))
+				t.live[slab] -= padded(size)
+			}
+			at += padded(size)
+		}
+		if shared { // with views, which go on using the slab
+			t.slabs, shared = slices.Clone(t.slabs), false
+		}
+		t.slabs[slab] = nil
+		t.free = append(t.free, slab)
+	}
+}
