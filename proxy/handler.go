@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"concord/proxy/balancer"
 	"concord/proxy/dataplane"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
@@ -32,7 +33,9 @@ type Upstreams interface {
 type Options struct {
 	Holder    *dataplane.Holder
 	Upstreams Upstreams
-	Log       *slog.Logger
+	// Pools are the upstream entities: a service whose host is the name of one is spread over its targets. nil: there are none.
+	Pools *balancer.Set
+	Log   *slog.Logger
 
 	// Product is what Server and Via say: "concord/1.0.0".
 	Product string
@@ -48,6 +51,8 @@ type Options struct {
 	ErrorDefaultType string
 	// AccessLog receives Kong's access log lines; nil: none.
 	AccessLog *AccessLog
+	// Stats are where to count; nil: counters of this handler alone.
+	Stats *Stats
 	// Committed asks the leader for the index it has committed; nil: requests with X-Min-Config-Index just wait. It is called by one
 	// goroutine at a time.
 	Committed CommittedFunc
@@ -65,7 +70,7 @@ type Handler struct {
 	trusted   trust
 	gate      *indexGate
 	runs      sync.Pool
-	stats     Stats
+	stats     *Stats
 }
 
 // Stats count since the start.
@@ -86,12 +91,15 @@ func New(o Options) *Handler {
 		trusted: newTrust(o),
 		gate:    newIndexGate(o.Holder, o.Committed, o.MinIndexWait),
 	}
+	if h.stats = o.Stats; h.stats == nil {
+		h.stats = &Stats{}
+	}
 	h.runs.New = func() any { return &run{} }
 	return h
 }
 
 // Stats are the counters.
-func (h *Handler) Stats() *Stats { return &h.stats }
+func (h *Handler) Stats() *Stats { return h.stats }
 
 // run is what the handler keeps about an exchange: x.Pinned points to it.
 type run struct {
@@ -107,6 +115,7 @@ type run struct {
 	showIndex bool              // the client asked for a configuration index
 	index     uint64            // that it got
 	body      filteredBody
+	dispatch  *balancer.Dispatch // nil: the service names its host itself
 }
 
 // Serve runs the exchange until its response is complete but for a streaming body.
@@ -163,10 +172,34 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 		return errNoService
 	}
 	h.upstreamHeaders(x, r)
-	if err := h.upstreams.RoundTrip(x); err != nil {
+	if err := h.dispatch(x, r); err != nil {
+		return err
+	}
+	err := h.upstreams.RoundTrip(x)
+	if r.dispatch != nil {
+		r.dispatch.Result(x, err)
+	}
+	if err != nil {
 		return h.upstreamFailed(x, err)
 	}
 	x.Proxied = true
+	return nil
+}
+
+// dispatch chooses a target if the service's host is the name of an upstream.
+func (h *Handler) dispatch(x *exchange.Exchange, r *run) (err error) {
+	if h.o.Pools == nil {
+		return nil
+	}
+	pool := h.o.Pools.Pool(x.Upstream.Host)
+	if pool == nil {
+		return nil
+	}
+	// A Host that the client or a plugin chose stays; the one that comes from the service becomes the target's.
+	keep := x.Route.PreserveHost || r.target.Service != nil && x.Upstream.HostHeader != r.target.Service.Upstream.HostHeader
+	if r.dispatch, err = pool.Dispatch(x, keep); err != nil {
+		return &failure{status: 503, message: err.Error()}
+	}
 	return nil
 }
 
@@ -214,15 +247,22 @@ func (h *Handler) access(x *exchange.Exchange, r *run) (err error) {
 		if s.Accessor == nil {
 			continue
 		}
-		consumer := x.Consumer
+		consumer := consumerID(x)
 		if err = s.Accessor.Access(x); err != nil {
 			return err
 		}
-		if x.Consumer != consumer {
+		if consumerID(x) != consumer {
 			r.adoptConsumer(x, i)
 		}
 	}
 	return nil
+}
+
+func consumerID(x *exchange.Exchange) string {
+	if x.Consumer == nil {
+		return ""
+	}
+	return x.Consumer.ID
 }
 
 // adoptConsumer resolves the steps behind step i for the consumer that is known now.
@@ -274,6 +314,9 @@ func (h *Handler) Finish(x *exchange.Exchange) {
 	}
 	if h.o.AccessLog != nil {
 		h.o.AccessLog.write(x, r.chain.SecretParams)
+	}
+	if r.dispatch != nil {
+		r.dispatch.End()
 	}
 	h.upstreams.Release(x) // behind the log: the response's strings may be in the upstream connection's memory
 	r.snap.Unpin(r.shard)

@@ -18,9 +18,21 @@ type config struct {
 
 // rules say what outcomes count and how often.
 type rules struct {
-	statuses [1000]outcome
-	limits   [timeout + 1]int // by outcome; 0: not counted
+	good, bad statuses
+	limits    [timeout + 1]int // by outcome; 0: not counted
+	timeout   int              // a status that is as good as a timeout, unless it is listed; 0: none
 }
+
+// statuses is a set of HTTP statuses, which are below 1,000. Every upstream has four, so they are small.
+type statuses [16]uint64
+
+func (s *statuses) add(list []int) {
+	for _, n := range list {
+		s[n>>6&15] |= 1 << (n & 63)
+	}
+}
+
+func (s *statuses) has(n int) bool { return s[n>>6&15]>>(n&63)&1 != 0 }
 
 func newConfig(row *entity.Upstream) *config {
 	h := &row.Healthchecks
@@ -28,32 +40,33 @@ func newConfig(row *entity.Upstream) *config {
 		{row.HashOn, row.HashOnHeader, row.HashOnQueryArg, row.HashOnURICapture},
 		{row.HashFallback, row.HashFallbackHeader, row.HashFallbackQueryArg, row.HashFallbackURICapture},
 	}}
-	c.passive.set(&h.Passive.Healthy, &h.Passive.Unhealthy)
-	if c.passive.statuses[http.StatusGatewayTimeout] == nothing {
-		c.passive.statuses[http.StatusGatewayTimeout] = timeout // Kong: whoever says it
-	}
-	c.active.set(&h.Active.Healthy, &h.Active.Unhealthy)
+	c.passive = newRules(&h.Passive.Healthy, &h.Passive.Unhealthy)
+	c.passive.timeout = http.StatusGatewayTimeout // Kong: whoever says it
+	c.active = newRules(&h.Active.Healthy, &h.Active.Unhealthy)
 	p := &h.Passive.Unhealthy
 	c.checked = h.Active.Healthy.Interval != 0 || h.Active.Unhealthy.Interval != 0 ||
 		p.TCPFailures != 0 || p.Timeouts != 0 || p.HTTPFailures != 0
 	return c
 }
 
-func (r *rules) set(good *entity.Successes, bad *entity.Failures) {
-	for _, s := range bad.HTTPStatuses {
-		r.statuses[s%len(r.statuses)] = httpFailure
-	}
-	for _, s := range good.HTTPStatuses { // a status in both lists is a good one (Kong)
-		r.statuses[s%len(r.statuses)] = success
-	}
+func newRules(good *entity.Successes, bad *entity.Failures) (r rules) {
+	r.good.add(good.HTTPStatuses)
+	r.bad.add(bad.HTTPStatuses)
 	r.limits = [...]int{success: good.Successes, httpFailure: bad.HTTPFailures, tcpFailure: bad.TCPFailures, timeout: bad.Timeouts}
+	return r
 }
 
-func (r *rules) status(s int) outcome {
-	if s < 0 || s >= len(r.statuses) {
-		return nothing
+// status is what an answer says. A status in both lists is a good one (Kong).
+func (r *rules) status(n int) outcome {
+	switch {
+	case r.good.has(n):
+		return success
+	case r.bad.has(n):
+		return httpFailure
+	case n != 0 && n == r.timeout:
+		return timeout
 	}
-	return r.statuses[s]
+	return nothing
 }
 
 // sameProbes tells whether running probes may go on.

@@ -97,14 +97,12 @@ const (
 func (p *peer) observe(seconds float64, now int64) {
 	for {
 		old := p.ewma.Load()
-		avg := latency(old, now)
-		if seconds < avg {
+		next := seconds
+		if last := float64(math.Float32frombits(uint32(old >> 32))); seconds < last {
 			w := math.Exp(-age(old, now) / decay)
-			avg = float64(math.Float32frombits(uint32(old>>32)))*w + seconds*(1-w)
-		} else {
-			avg = seconds
+			next = last*w + seconds*(1-w)
 		}
-		if p.ewma.CompareAndSwap(old, packed(avg, now)) {
+		if p.ewma.CompareAndSwap(old, packed(next, now)) {
 			return
 		}
 	}

@@ -226,9 +226,7 @@ func newMember(c *config, t *target, r record, pe *peer, weight int) member {
 			host = r.name
 		}
 	}
-	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
-		host = "[" + a.String() + "]"
-	}
+	host = inHeader(host)
 	withPort := host + ":" + strconv.Itoa(m.port)
 	m.host = [2]string{withPort, withPort}
 	switch m.port {
@@ -238,6 +236,14 @@ func newMember(c *config, t *target, r record, pe *peer, weight int) member {
 		m.host[1] = host
 	}
 	return m
+}
+
+// inHeader is a host as it stands in a Host field.
+func inHeader(host string) string {
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return host
 }
 
 // introduce lets peers without a latency begin with the average of the others, so that they are neither flooded nor shunned (Kong).

@@ -103,6 +103,7 @@ func (p *Pool) probe(ctx context.Context, c *config, pe *peer) outcome {
 	if limit <= 0 {
 		limit = time.Second
 	}
+	ended := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", pe.key.addr.String())
@@ -112,8 +113,8 @@ func (p *Pool) probe(ctx context.Context, c *config, pe *peer) outcome {
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	host := cmp.Or(c.row.HostHeader, pe.key.host)
+	defer context.AfterFunc(ended, func() { conn.Close() })()
+	host := cmp.Or(c.row.HostHeader, inHeader(pe.key.host))
 	if a.Type == "https" || a.Type == "grpcs" {
 		tc := tls.Client(conn, &tls.Config{
 			ServerName: cmp.Or(a.HTTPSSNI, serverName(host)), RootCAs: p.set.o.Roots,
@@ -162,11 +163,11 @@ func ask(conn net.Conn, path, host string, headers map[string][]string) (int, er
 	if err := r.Write(conn); err != nil {
 		return 0, err
 	}
-	res, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxProbeAnswer)), r)
+	res, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxProbeAnswer)), r) //nolint:bodyclose // closing would read it to its end; it goes with the connection
 	if err != nil {
 		return 0, err
 	}
-	return res.StatusCode, nil // the body goes with the connection
+	return res.StatusCode, nil
 }
 
 func connectFailure(err error) outcome {

@@ -31,10 +31,15 @@ func newRing(members []member, slots int) *ring {
 	}
 	each := max(pointsPerPeer, pointsPerPeer*slots/10000)
 	worth := math.Exp2(math.Floor(math.Log2(float64(total) / float64(len(members)))))
-	r := &ring{}
+	count := func(m member) int { return max(1, int(float64(m.weight)/worth*float64(each))) }
+	sum := 0
+	for _, m := range members {
+		sum += count(m)
+	}
+	r := &ring{points: make([]uint64, 0, sum)}
 	for i, m := range members {
 		base := start().text(m.peer.key.host).text(" ").text(m.peer.key.addr.String())
-		for k := range max(1, int(float64(m.weight)/worth*float64(each))) {
+		for k := range count(m) {
 			place := base.number(uint64(k)).sum()
 			r.points = append(r.points, place&^math.MaxUint32|uint64(i))
 		}

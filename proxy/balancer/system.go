@@ -3,11 +3,11 @@ package balancer
 import (
 	"context"
 	"encoding/binary"
-	"io"
 	"math"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -16,7 +16,7 @@ import (
 // SystemResolver asks as the system is configured to: hosts file, search domains, name servers. Go's resolver does the work but
 // does not tell how long an answer holds, so the answers are read along on their way.
 type SystemResolver struct {
-	// Servers ("host:port") are asked, the first one that answers, instead of the system's name servers.
+	// Servers ("host:port") are asked in turn instead of the system's name servers.
 	Servers []string
 }
 
@@ -36,22 +36,16 @@ func (r SystemResolver) Services(ctx context.Context, name string) ([]*net.SRV, 
 
 // resolver is one for a single question, whose answers it notes in t.
 func (r SystemResolver) resolver(t *ttl) *net.Resolver {
+	var tries atomic.Uint32
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, server string) (net.Conn, error) {
-		servers := r.Servers
-		if len(servers) == 0 {
-			servers = []string{server}
+		if n := len(r.Servers); n > 0 {
+			server = r.Servers[int(tries.Add(1)-1)%n]
 		}
-		var first error
-		for _, s := range servers {
-			c, err := (&net.Dialer{}).DialContext(ctx, network, s)
-			if err == nil {
-				return t.watch(c), nil
-			}
-			if first == nil {
-				first = err
-			}
+		c, err := (&net.Dialer{}).DialContext(ctx, network, server)
+		if err != nil {
+			return nil, err
 		}
-		return nil, first
+		return t.watch(c), nil
 	}}
 }
 
@@ -140,9 +134,6 @@ func (s *stream) Read(b []byte) (int, error) {
 		}
 		s.t.note(s.buf[2 : 2+size])
 		s.buf = s.buf[2+size:]
-	}
-	if err == io.EOF {
-		s.buf = nil
 	}
 	return n, err
 }

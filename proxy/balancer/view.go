@@ -1,7 +1,6 @@
 package balancer
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"strconv"
@@ -40,8 +39,8 @@ func (s *Set) TargetHealth(upstreamID string) (map[string]map[string]any, bool) 
 					h = Unhealthy
 				}
 			}
-			if h != Unhealthy && health != Healthy || health == DNSError {
-				health = h // the best of all
+			if health != Healthy { // one healthy address is enough
+				health = h
 			}
 			addresses = append(addresses, map[string]any{
 				"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), "health": h,
@@ -117,10 +116,16 @@ func (p *Pool) down(t *target, r record) bool {
 	return pe != nil && pe.down.Load()
 }
 
-// Errors of SetHealth. The Admin API answers 404 to the first and 400 with the text to the second.
-var ErrUnknown = errors.New("no such upstream, target or address")
+// ErrUnknown is SetHealth's. It has a method NotFound, by which the Admin API, which does not import this package, knows to
+// answer 404.
+var ErrUnknown error = unknownError{}
 
-// UncheckedError says that nobody looks at the health of an upstream's targets.
+type unknownError struct{}
+
+func (unknownError) Error() string  { return "no such upstream, target or address" }
+func (unknownError) NotFound() bool { return true }
+
+// UncheckedError says that nobody looks at the health of an upstream's targets; the Admin API answers 400 with the text.
 type UncheckedError struct{ Upstream string }
 
 func (e *UncheckedError) Error() string { return "no healthchecker found for " + e.Upstream }

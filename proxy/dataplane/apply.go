@@ -9,6 +9,7 @@ import (
 
 	"concord/fsm/entity"
 	"concord/fsm/state"
+	"concord/proxy/balancer"
 	"concord/proxy/plugin"
 	"concord/proxy/router"
 )
@@ -114,6 +115,32 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 	return d.closers
 }
 
+// applyUpstreams gives the balancer what became of upstreams, before the snapshot that may need it is published.
+func (c *Compiler) applyUpstreams(p *pending) {
+	if c.pools == nil || !p.reset && p.upstreams == nil {
+		return
+	}
+	if p.reset {
+		for row := range c.tables.upstreams.All(p.view) {
+			note(&p.upstreams, row.ID.String())
+		}
+	}
+	changes := make([]balancer.Change, 0, len(p.upstreams))
+	for key := range p.upstreams {
+		ch := balancer.Change{ID: key}
+		if id, err := state.ParseID(key); err == nil {
+			if row, ok := c.tables.upstreams.Get(p.view, id); ok {
+				ch.Upstream = &row.Val
+			}
+		}
+		for row := range c.tables.targets.Scan(p.view, "upstream", key) {
+			ch.Targets = append(ch.Targets, &row.Val)
+		}
+		changes = append(changes, ch)
+	}
+	c.pools.Update(p.reset, changes)
+}
+
 func (d *dirty) close(old *pluginState) {
 	if old.step.Closer != nil {
 		d.closers = append(d.closers, old.step.Closer)
@@ -129,7 +156,7 @@ func (c *Compiler) applyPlugin(v *state.View, id state.ID, d *dirty) {
 	}
 	var next *pluginState
 	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled && forHTTP(row.Val.Protocols) {
-		next = c.pluginState(row.Val, old)
+		next = c.pluginState(&row.Val, old)
 	} else {
 		c.report("plugin", id.String(), nil)
 	}
@@ -211,11 +238,16 @@ func (c *Compiler) applyService(v *state.View, id state.ID, d *dirty) {
 	old := b.services[key]
 	row, ok := c.tables.services.Get(v, id)
 	switch {
-	case ok && row.Val.Enabled && old != nil:
-		old.service = buildService(row.Val)
 	case ok && row.Val.Enabled:
-		b.services[key] = &serviceState{service: buildService(row.Val), slot: b.serviceVec.alloc()}
+		next := buildService(&row.Val)
+		next.Upstream.TLS = c.useTLS(v, id, &row.Val)
+		if old != nil {
+			old.service = next
+		} else {
+			b.services[key] = &serviceState{service: next, slot: b.serviceVec.alloc()}
+		}
 	case old != nil:
+		c.useTLS(v, id, nil)
 		b.serviceVec.release(old.slot)
 		delete(b.services, key)
 	}
@@ -258,7 +290,7 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 	if r.service != "" && b.services[r.service] == nil {
 		return nil
 	}
-	compiled, err := router.Compile(row.Val, 0)
+	compiled, err := router.Compile(&row.Val, 0)
 	c.report("route", key, err)
 	if err != nil {
 		return nil

@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -20,7 +19,7 @@ import (
 // The builders below turn one row into one part of a snapshot. They have no effect elsewhere, so DryBuild uses them
 // on rows that are not committed yet.
 
-// buildService precomputes what every request to the service needs.
+// buildService precomputes what every request to the service needs, except TLS.
 func buildService(e *entity.Service) *Service {
 	scheme := e.Protocol
 	switch scheme {
@@ -39,9 +38,6 @@ func buildService(e *entity.Service) *Service {
 		WriteTimeout:   time.Duration(e.WriteTimeout) * time.Millisecond,
 		ReadTimeout:    time.Duration(e.ReadTimeout) * time.Millisecond,
 		Retries:        retries,
-	}
-	if scheme == "https" && e.TLSVerify != nil {
-		u.TLS = &tls.Config{InsecureSkipVerify: !*e.TLSVerify, MinVersion: tls.VersionTLS12} //nolint:gosec // the service says so
 	}
 	return &Service{Entity: e, Upstream: u}
 }

@@ -2,14 +2,20 @@ package dataplane
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/tidwall/btree"
 
 	"concord/fsm/entity"
 	"concord/fsm/state"
+	"concord/proxy/balancer"
 	"concord/proxy/plugin"
 	"concord/proxy/router"
 )
@@ -20,6 +26,12 @@ type Options struct {
 	Plugins []plugin.Plugin
 	Env     plugin.Env // Store and Log are filled in when nil
 	Log     *slog.Logger
+	// Pools takes the upstreams and their targets; nil: there are none.
+	Pools *balancer.Set
+	// Roots verify upstreams of services that have tls_verify and no CA certificates of their own; nil: the system's.
+	Roots *x509.CertPool
+	// ClientCertificate is shown to upstreams that ask for one when neither service nor upstream name another; may be nil.
+	ClientCertificate *tls.Certificate
 }
 
 // Stats are counters since the start. Durations are of the compilation, without waiting.
@@ -39,6 +51,7 @@ type Compiler struct {
 	env    plugin.Env
 	log    *slog.Logger
 	holder *Holder
+	pools  *balancer.Set
 
 	tables tables
 	cancel func()
@@ -53,6 +66,11 @@ type Compiler struct {
 
 	built   built
 	retired []retired
+
+	tls               tlsState
+	names             atomic.Pointer[btree.Map[string, *pair]] // certificates by SNI
+	roots             *x509.CertPool
+	clientCertificate *tls.Certificate
 }
 
 type tables struct {
@@ -60,7 +78,14 @@ type tables struct {
 	routes   *state.Table[entity.Route]
 	plugins  *state.Table[entity.Plugin]
 
-	serviceNo, routeNo, pluginNo uint16
+	upstreams *state.Table[entity.Upstream]
+	targets   *state.Table[entity.Target]
+
+	certificates *state.Table[entity.Certificate]
+	snis         *state.Table[entity.SNI]
+	cas          *state.Table[entity.CACertificate]
+
+	serviceNo, routeNo, pluginNo, upstreamNo, targetNo, certificateNo, sniNo, caNo uint16
 }
 
 // pending is what committed since the last compilation, with the view that holds all of it.
@@ -70,6 +95,11 @@ type pending struct {
 	services map[state.ID]bool
 	routes   map[state.ID]bool
 	plugins  map[state.ID]bool
+
+	upstreams map[string]bool // changed themselves, or in their targets
+
+	certificates, snis map[state.ID]bool
+	needs              map[string]bool // what the TLS of services may depend on, see serviceTLS
 }
 
 // retired is a replaced snapshot with the instances that the next one no longer has.
@@ -94,12 +124,17 @@ func New(o Options) *Compiler {
 	}
 	c := &Compiler{
 		store: o.Store, env: o.Env, log: o.Log, known: map[string]plugin.Plugin{}, broken: map[string]string{},
-		holder: &Holder{more: make(chan struct{})},
-		wake:   make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		holder: &Holder{more: make(chan struct{})}, pools: o.Pools, roots: o.Roots, clientCertificate: o.ClientCertificate,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		tables: tables{
 			services: state.TableOf[entity.Service](o.Store), serviceNo: number(o.Store, "services"),
 			routes: state.TableOf[entity.Route](o.Store), routeNo: number(o.Store, "routes"),
 			plugins: state.TableOf[entity.Plugin](o.Store), pluginNo: number(o.Store, "plugins"),
+			upstreams: state.TableOf[entity.Upstream](o.Store), upstreamNo: number(o.Store, "upstreams"),
+			targets: state.TableOf[entity.Target](o.Store), targetNo: number(o.Store, "targets"),
+			certificates: state.TableOf[entity.Certificate](o.Store), certificateNo: number(o.Store, "certificates"),
+			snis: state.TableOf[entity.SNI](o.Store), sniNo: number(o.Store, "snis"),
+			cas: state.TableOf[entity.CACertificate](o.Store), caNo: number(o.Store, "ca_certificates"),
 		},
 	}
 	for _, p := range o.Plugins {
@@ -166,6 +201,25 @@ func (c *Compiler) changed(ch state.Changes) {
 			note(&p.routes, x.ID)
 		case c.tables.pluginNo:
 			note(&p.plugins, x.ID)
+		case c.tables.upstreamNo:
+			note(&p.upstreams, x.ID.String())
+			for _, v := range []any{x.Old, x.New} { // one may be renamed
+				if u, ok := v.(*entity.Upstream); ok && u != nil {
+					note(&p.needs, hostNeed(u.Name))
+				}
+			}
+		case c.tables.certificateNo:
+			note(&p.certificates, x.ID)
+		case c.tables.sniNo:
+			note(&p.snis, x.ID)
+		case c.tables.caNo:
+			note(&p.needs, x.ID.String())
+		case c.tables.targetNo:
+			for _, v := range []any{x.Old, x.New} { // a target may move
+				if t, ok := v.(*entity.Target); ok && t != nil {
+					note(&p.upstreams, t.Upstream.ID)
+				}
+			}
 		}
 	}
 	c.mu.Unlock()
@@ -175,9 +229,9 @@ func (c *Compiler) changed(ch state.Changes) {
 	}
 }
 
-func note(m *map[state.ID]bool, id state.ID) {
+func note[K comparable](m *map[K]bool, id K) {
 	if *m == nil {
-		*m = map[state.ID]bool{}
+		*m = map[K]bool{}
 	}
 	(*m)[id] = true
 }
@@ -207,6 +261,8 @@ func (c *Compiler) compile() {
 	if p.view == nil {
 		return
 	}
+	c.applyUpstreams(&p)
+	c.applyCertificates(&p)
 	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil {
 		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
 		return
@@ -267,6 +323,13 @@ func (c *Compiler) closeAll(ctx context.Context, list []plugin.Closer) {
 func (c *Compiler) DryBuild(ctx context.Context, changes []state.Change) error {
 	for _, ch := range changes {
 		switch e := ch.New.(type) {
+		case *entity.Certificate:
+			if e == nil {
+				continue
+			}
+			if _, err := parsePair(e); err != nil {
+				return err
+			}
 		case *entity.Route:
 			if e == nil || !forHTTP(e.Protocols) {
 				continue
