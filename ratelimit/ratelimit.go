@@ -12,7 +12,8 @@ type Limit struct {
 	Max    int64 // at least 1
 }
 
-// Key names what is limited. It depends on the request and the configuration only, so that all nodes make the same one.
+// Key names what is limited. It depends on the request and the configuration only, so that all nodes make the same one. Its
+// texts may be gone after the call that it is passed to.
 type Key struct {
 	Scope string // whose limits these are
 	Kind  byte   // what ID is, so that one kind of name (a header's value) cannot pose as another (an address)

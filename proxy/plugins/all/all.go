@@ -5,21 +5,31 @@ import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/acl"
 	"concord/proxy/plugins/basicauth"
+	"concord/proxy/plugins/botdetection"
 	"concord/proxy/plugins/correlationid"
+	"concord/proxy/plugins/cors"
+	"concord/proxy/plugins/iprestriction"
 	"concord/proxy/plugins/jwt"
 	"concord/proxy/plugins/keyauth"
+	"concord/proxy/plugins/prometheus"
+	"concord/proxy/plugins/ratelimiting"
 	"concord/proxy/plugins/requestsizelimiting"
 	"concord/proxy/plugins/requesttermination"
 )
 
-// Plugins lists them by name. Call it once per program: a plugin's instances share what they cache.
-func Plugins() []plugin.Plugin {
+// Plugins lists them by name. Call it once per program: a plugin's instances share what they cache. Requests are counted in counters.
+func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 	return []plugin.Plugin{
 		acl.Plugin(),
 		basicauth.Plugin(),
+		botdetection.Plugin(),
 		correlationid.Plugin(),
+		cors.Plugin(),
+		iprestriction.Plugin(),
 		jwt.Plugin(),
 		keyauth.Plugin(),
+		counters.Plugin(),
+		ratelimiting.Plugin(),
 		requestsizelimiting.Plugin(),
 		requesttermination.Plugin(),
 	}

@@ -13,15 +13,17 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
+	"concord/proxy/plugins/prometheus"
 )
 
 func TestPriorities(t *testing.T) {
 	got := map[string]int{}
-	for _, p := range Plugins() {
+	for _, p := range Plugins(prometheus.New()) {
 		got[p.Info.Name] = p.Info.Priority
 	}
 	want := map[string]int{
 		"correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
+		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -39,27 +41,38 @@ func TestSchemas(t *testing.T) {
 		"correlation-id":        {"header_name": "Kong-Request-ID", "generator": "uuid#counter", "echo_downstream": false},
 		"request-size-limiting": {"allowed_payload_size": 128.0, "size_unit": "megabytes", "require_content_length": false},
 		"request-termination":   {"status_code": 503.0, "message": nil, "content_type": nil, "body": nil, "echo": false, "trigger": nil},
+		"bot-detection":         {"allow": []any{}, "deny": []any{}},
+		"cors": {"origins": nil, "headers": nil, "exposed_headers": nil, "max_age": nil, "credentials": false, "private_network": false, "preflight_continue": false,
+			"methods": []any{"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT"}},
+		"ip-restriction": {"allow": []any{"::1"}, "deny": nil, "status": nil, "message": nil},
+		"prometheus": {"per_consumer": false, "status_code_metrics": false, "ai_metrics": false, "latency_metrics": false, "bandwidth_metrics": false,
+			"upstream_health_metrics": false},
+		"rate-limiting": {"second": nil, "minute": 5.0, "hour": nil, "day": nil, "month": nil, "year": nil, "limit_by": "consumer", "header_name": nil, "path": nil,
+			"policy": "local", "fault_tolerant": true, "hide_client_headers": false, "error_code": 429.0, "error_message": "API rate limit exceeded", "sync_rate": -1.0,
+			"redis": schema.Record{"host": nil, "port": 6379.0, "timeout": 2000.0, "username": nil, "password": nil, "database": 0.0, "ssl": false, "ssl_verify": false, "server_name": nil}},
 	}
-	for _, p := range Plugins() {
+	needed := map[string]schema.Record{"acl": {"allow": []any{"g"}}, "ip-restriction": {"allow": []any{"::1"}}, "rate-limiting": {"minute": 5.0}}
+	protocols := map[string][]any{"ip-restriction": {"http", "https", "tcp", "tls", "grpc", "grpcs"}}
+	for _, p := range Plugins(prometheus.New()) {
 		t.Run(p.Info.Name, func(t *testing.T) {
-			in := schema.Record{}
-			if p.Info.Name == "acl" {
-				in["allow"] = []any{"g"}
-			}
-			rec, errs := plugintest.Validate(p, in)
+			rec, errs := plugintest.Validate(p, needed[p.Info.Name])
 			if errs != nil {
 				t.Fatal(errs.Message())
 			}
 			if diff := cmp.Diff(defaults[p.Info.Name], rec["config"]); diff != "" {
 				t.Error(diff)
 			}
-			if diff := cmp.Diff([]any{"grpc", "grpcs", "http", "https"}, rec["protocols"]); diff != "" {
+			want := protocols[p.Info.Name]
+			if want == nil {
+				want = []any{"grpc", "grpcs", "http", "https"}
+			}
+			if diff := cmp.Diff(want, rec["protocols"]); diff != "" {
 				t.Error(diff)
 			}
 			s := plugin.SchemaOf(p)
-			auth := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl"}, p.Info.Name)
+			noConsumer := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl", "cors", "bot-detection"}, p.Info.Name)
 			forbidden := slices.ContainsFunc(s.Fields, func(f schema.Field) bool { return f.Name == "consumer" && f.Null })
-			if s.Name != p.Info.Name || auth != forbidden {
+			if s.Name != p.Info.Name || noConsumer != forbidden {
 				t.Errorf("schema %s, consumer scope forbidden: %v", s.Name, forbidden)
 			}
 		})
@@ -76,7 +89,7 @@ type bench struct {
 }
 
 func newBench(t testing.TB) *bench {
-	b := &bench{Gateway: plugintest.New(t), plugins: Plugins()}
+	b := &bench{Gateway: plugintest.New(t), plugins: Plugins(prometheus.New())}
 	b.bob, b.alice, b.anon = b.Consumer("bob"), b.Consumer("alice"), b.Consumer("anon")
 	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.bob), "key": "bobkey"})
 	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.alice), "key": "alicekey"})

@@ -90,9 +90,9 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	return nil
 }
 
-func (i *instance) credential(v *state.View, user string, ok bool) (*state.Row[entity.BasicAuthCredential], bool) {
+func (i *instance) credential(v *state.View, user string, ok bool) (state.Row[entity.BasicAuthCredential], bool) {
 	if !ok {
-		return nil, false
+		return state.Row[entity.BasicAuthCredential]{}, false
 	}
 	return i.credentials.By(v, "username", user)
 }

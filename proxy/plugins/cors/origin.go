@@ -1,6 +1,7 @@
 package cors
 
 import (
+	"net/netip"
 	"regexp"
 	"strings"
 )
@@ -95,7 +96,7 @@ func normalize(origin string) (normal, host string) {
 	if i := strings.LastIndexByte(authority, ':'); i > strings.LastIndexByte(authority, ']') {
 		host, port = authority[:i], authority[i+1:]
 	}
-	if host == "" || strings.ContainsAny(host, "@/?#\\ \t,") || strings.Contains(host, ":") != (host[0] == '[') ||
+	if host == "" || strings.ContainsAny(host, "@/?#\\ \t,") || strings.ContainsAny(host, ":[]") && !bracketed(host) ||
 		port == "" || strings.Trim(port, "0123456789") != "" {
 		return "", ""
 	}
@@ -103,4 +104,12 @@ func normalize(origin string) (normal, host string) {
 		origin = origin[:len(scheme)+len("://")+len(host)]
 	}
 	return origin, host
+}
+
+// bracketed tells whether host is an IPv6 address as URLs have it.
+func bracketed(host string) bool {
+	inner, ok := strings.CutPrefix(host, "[")
+	inner, closed := strings.CutSuffix(inner, "]")
+	ip, err := netip.ParseAddr(inner)
+	return ok && closed && err == nil && ip.Is6()
 }

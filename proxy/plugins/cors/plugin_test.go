@@ -199,7 +199,7 @@ func TestValidation(t *testing.T) {
 
 // FuzzNormalize: what has a normal form keeps it, and its host is part of it.
 func FuzzNormalize(f *testing.F) {
-	for _, s := range []string{"http://a.com", "http://a.com:80", "https://[::1]:443", "null", "http://u@h", "://", "http://a:"} {
+	for _, s := range []string{"http://a.com", "http://a.com:80", "https://[::1]:443", "null", "http://u@h", "://", "http://a:", "https://[::443"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, origin string) {

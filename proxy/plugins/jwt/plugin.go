@@ -147,7 +147,7 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 		i.hintUnknownKey(v, t, key)
 		return i.refuse("No credentials found for given '" + i.KeyClaimName + "'")
 	}
-	cred := row.Val
+	cred := &row.Val
 	ver := i.keys.Of(v, cred)
 	if ver.alg != t.alg {
 		return i.refuse("Invalid algorithm")
