@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"concord/admin/service"
@@ -19,23 +20,30 @@ func (a *API) entityRoutes() {
 		byName[d.Schema.Name] = d
 	}
 	for _, d := range defs {
+		if d.Endpoints == entity.NoEndpoints {
+			continue
+		}
 		base, item := "/"+d.CollectionName(), itemPath("/"+d.CollectionName(), d)
-		a.collection(base, d, func([]string) service.Target { return service.Target{Entity: d.Schema.Name} })
-		a.item(item, func(p []string) service.Target { return service.Target{Entity: d.Schema.Name, Ref: p[0]} })
+		if d.Endpoints != entity.NestedEndpoints {
+			a.collection(base, d, func([]string) service.Target { return service.Target{Entity: d.Schema.Name} })
+			a.item(item, d, func(p []string) service.Target { return service.Target{Entity: d.Schema.Name, Ref: p[0]} })
+		}
 		for _, f := range d.Schema.ForeignFields() {
 			parent, ok := byName[f.Ref]
 			if !ok {
 				continue
 			}
-			a.owned(item+"/"+f.Name, func(p []string) service.Target {
-				return service.Target{Entity: f.Ref, Parent: &service.Parent{Entity: d.Schema.Name, Ref: p[0], Field: f.Name, Owner: true}}
-			})
+			if d.Endpoints == entity.AllEndpoints {
+				a.owned(item+"/"+f.Name, service.Upsert, func(p []string) service.Target {
+					return service.Target{Entity: f.Ref, Parent: &service.Parent{Entity: d.Schema.Name, Ref: p[0], Field: f.Name, Owner: true}}
+				})
+			}
 			under := func(p []string) *service.Parent {
 				return &service.Parent{Entity: f.Ref, Ref: p[0], Field: f.Name}
 			}
 			nested := itemPath("/"+parent.CollectionName(), parent) + "/" + d.NestedName()
 			a.collection(nested, d, func(p []string) service.Target { return service.Target{Entity: d.Schema.Name, Parent: under(p)} })
-			a.item(itemPath(nested, d), func(p []string) service.Target {
+			a.item(itemPath(nested, d), d, func(p []string) service.Target {
 				return service.Target{Entity: d.Schema.Name, Ref: p[1], Parent: under(p)}
 			})
 		}
@@ -52,18 +60,22 @@ func (a *API) collection(path string, d entity.Def, t target) {
 	a.router.add(http.MethodPost, path, a.mutation(service.Create, http.StatusCreated, t))
 }
 
-func (a *API) item(path string, t target) {
-	a.owned(path, t)
+func (a *API) item(path string, d entity.Def, t target) {
+	put := service.Upsert
+	if d.PutUpdates {
+		put = service.Update
+	}
+	a.owned(path, put, t)
 	a.router.add(http.MethodDelete, path, a.mutation(service.Delete, http.StatusNoContent, t))
 }
 
 // owned is an item that is not deleted through this path: what an entity refers to.
-func (a *API) owned(path string, t target) {
+func (a *API) owned(path string, put service.Verb, t target) {
 	a.router.add(http.MethodGet, path, func(c *call) (answer, error) {
 		res, err := a.o.Service.Get(c.r.Context(), t(c.params))
 		return answer{status: http.StatusOK, body: res.Row, index: res.Index}, err
 	})
-	a.router.add(http.MethodPut, path, a.mutation(service.Upsert, http.StatusOK, t))
+	a.router.add(http.MethodPut, path, a.mutation(put, http.StatusOK, t))
 	a.router.add(http.MethodPatch, path, a.mutation(service.Update, http.StatusOK, t))
 }
 
@@ -90,10 +102,15 @@ func (a *API) mutation(verb service.Verb, status int, t target) handler {
 
 // withHint adds the member "hint" to a JSON object.
 func withHint(row []byte, hint string) []byte {
-	if hint == "" || len(row) < 2 {
+	if hint == "" {
 		return row
 	}
-	return bytes.Join([][]byte{row[:len(row)-1], []byte(`,"hint":`), encode(hint), []byte("}")}, nil)
+	return withMember(row, "hint", hint)
+}
+
+// withMember adds a member to a JSON object that has others.
+func withMember(row []byte, name string, v any) []byte {
+	return slices.Concat(row[:len(row)-1], []byte(`,"`+name+`":`), encode(v), []byte("}"))
 }
 
 func (a *API) list(c *call, d entity.Def, t service.Target) (answer, error) {

@@ -40,6 +40,13 @@ func (a *API) nodeRoutes() {
 func (a *API) statusRoutes() {
 	a.router.add(http.MethodGet, "/status", a.status)
 	a.router.add(http.MethodGet, "/status/ready", a.ready)
+	if a.o.Info.Metrics != nil {
+		a.router.add(http.MethodGet, "/metrics", func(c *call) (answer, error) {
+			body, kind := a.o.Info.Metrics()
+			c.w.Header().Set("Content-Type", kind)
+			return answer{status: http.StatusOK, body: body}, nil
+		})
+	}
 }
 
 // root is GET /: what Kong's clients check before anything else, and the gateway's own identity under "concord".
@@ -66,18 +73,25 @@ func (a *API) root(c *call) (answer, error) {
 		configuration[k] = v
 	}
 	own := map[string]any{"version": a.o.Info.Version, "config_index": a.o.Service.Index()}
-	id := a.o.Info.NodeID
 	if a.o.Cluster != nil {
-		own["cluster"], id = a.o.Cluster.Status(c.r.Context()), a.o.Cluster.ID()
+		own["cluster"] = a.o.Cluster.Status(c.r.Context())
 	}
 	pid := os.Getpid()
 	return answer{status: http.StatusOK, body: map[string]any{
 		"tagline": "Welcome to kong", "version": KongVersion, "edition": "community",
-		"hostname": a.o.Info.Hostname, "node_id": id, "lua_version": "none (" + runtime.Version() + ")",
+		"hostname": a.o.Info.Hostname, "node_id": a.ownID(), "lua_version": "none (" + runtime.Version() + ")",
 		"timers": map[string]any{"running": 0, "pending": 0}, "pids": map[string]any{"master": pid, "workers": []int{pid}},
 		"plugins":       map[string]any{"available_on_server": available, "enabled_in_cluster": a.o.Service.EnabledPlugins()},
 		"configuration": configuration, "concord": own,
 	}}, nil
+}
+
+// ownID is the id of this node.
+func (a *API) ownID() string {
+	if a.o.Cluster != nil {
+		return a.o.Cluster.ID()
+	}
+	return a.o.Info.NodeID
 }
 
 // listeners is a *_listen setting in the form of Kong's *_listeners.
@@ -159,10 +173,30 @@ func memory(bytes uint64, unit string, scale int) string {
 }
 
 func (a *API) ready(*call) (answer, error) {
+	if a.drain.Load() {
+		return answer{}, &service.Error{Kind: service.Unavailable, Message: "draining"}
+	}
 	if a.o.Info.Ready != nil {
 		if err := a.o.Info.Ready(); err != nil {
 			return answer{}, &service.Error{Kind: service.Unavailable, Message: err.Error()}
 		}
 	}
 	return answer{status: http.StatusOK, body: errorBody{Message: "ready"}}, nil
+}
+
+// setReady takes the node out of its load balancer's rotation until it is restarted, as before maintenance. A web page on this machine could send
+// the same form; browsers name the page in Origin.
+func (a *API) setReady(c *call) (answer, error) {
+	if c.r.Header.Get("Origin") != "" {
+		return answer{}, &statusError{http.StatusForbidden, "web pages may not do this", ""}
+	}
+	body, _, err := readBody(c.w, c.r)
+	if err != nil {
+		return answer{}, err
+	}
+	if body["status"] != "draining" {
+		return answer{}, malformed("expected status=draining")
+	}
+	a.drain.Store(true)
+	return answer{status: http.StatusNoContent}, nil
 }

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -38,6 +39,9 @@ type Info struct {
 	Configuration map[string]any // settings by their kong.conf names, secrets masked
 	Counters      func() Counters
 	Ready         func() error // nil: traffic may be sent to this node
+	// Metrics is the text of GET /metrics; nil: the path is absent.
+	Metrics  func() (body []byte, contentType string)
+	LogLevel *LogLevel // nil: /debug/node/log-level is absent
 }
 
 // Counters of the proxy's connections since the start.
@@ -50,33 +54,39 @@ type Options struct {
 	Service *service.Service
 	Guard   *auth.Guard
 	Cluster Cluster // nil: /cluster is absent
-	Plugins []Plugin
-	Info    Info
-	Log     *slog.Logger
+	// Balancer is this node's; nil: the health of upstreams is absent.
+	Balancer Balancer
+	Plugins  []Plugin
+	Info     Info
+	Log      *slog.Logger
 }
 
 // API is the Admin API.
 type API struct {
 	o      Options
 	router router
+	drain  atomic.Bool // somebody wants no more traffic sent here
 }
 
 // New makes the Admin API.
 func New(o Options) *API {
 	a := newAPI(o)
 	a.nodeRoutes()
+	a.debugRoutes()
 	a.schemaRoutes()
 	a.entityRoutes()
+	a.upstreamRoutes()
 	a.clusterRoutes()
 	return a
 }
 
-// NewStatus makes the reduced API of the status listener: GET /status and GET /status/ready. It changes nothing and is asked by
-// load balancers and probes under any name, so no guard stands before it and no web page may read it.
+// NewStatus makes the reduced API of the status listener: GET /status, and /status/ready with its switch. It is asked by load
+// balancers and probes under any name, so no guard stands before it; no web page may read it or use the switch.
 func NewStatus(o Options) *API {
 	o.Guard = nil
 	a := newAPI(o)
 	a.statusRoutes()
+	a.router.add(http.MethodPost, "/status/ready", a.setReady)
 	return a
 }
 

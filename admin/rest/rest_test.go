@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,8 +22,10 @@ import (
 	"concord/cluster"
 	"concord/fsm/command"
 	"concord/fsm/schema"
+	"concord/proxy/balancer"
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
+	"concord/proxy/plugins/prometheus"
 )
 
 // gateway is an Admin API over a machine in memory.
@@ -36,7 +39,7 @@ func newGateway() *gateway {
 	g := &gateway{log: logtest.New()}
 	var plugins []rest.Plugin
 	byName := map[string]*schema.Schema{}
-	for _, p := range all.Plugins() {
+	for _, p := range all.Plugins(prometheus.New()) {
 		byName[p.Info.Name] = plugin.SchemaOf(p)
 		plugins = append(plugins, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: byName[p.Info.Name]})
 	}
@@ -44,7 +47,7 @@ func newGateway() *gateway {
 		Log: g.log, Machine: g.log.Machine, Timeout: time.Second,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
 	})
-	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Cluster: &fakeCluster{}, Plugins: plugins, Info: rest.Info{
+	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Plugins: plugins, Info: rest.Info{
 		Hostname: "test", Version: "0.1.0",
 		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
 		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
@@ -69,6 +72,31 @@ func (g *gateway) request(method, path, contentType, body string) *http.Response
 	resp, _ := g.do(r)
 	return resp
 }
+
+// fakeBalancer knows one upstream.
+type fakeBalancer struct{}
+
+func (fakeBalancer) TargetHealth(upstream string) (map[string]map[string]any, bool) {
+	return map[string]map[string]any{"22222222-2222-4222-8222-222222222222": {"health": "HEALTHY", "data": map[string]any{"host": "h"}}}, upstream != ""
+}
+
+func (fakeBalancer) PoolHealth(upstream string) (map[string]any, bool) {
+	return map[string]any{"health": "HEALTHY"}, upstream != ""
+}
+
+func (fakeBalancer) SetHealth(upstream, target, address string, _ bool) error {
+	switch {
+	case upstream == "" || target == "":
+		return errors.New("no ids")
+	case address == "10.0.0.9:1":
+		return balancer.ErrUnknown
+	case address == "unchecked":
+		return &balancer.UncheckedError{Upstream: "u"}
+	}
+	return nil
+}
+
+var _ rest.Balancer = (*balancer.Set)(nil)
 
 // fakeCluster is a cluster of two nodes and a third of the same name.
 type fakeCluster struct{}
@@ -115,7 +143,7 @@ func TestTranscripts(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no transcripts: %v", err)
 	}
-	files = append(files, "testdata/stub/cluster.txtar")
+	files = append(files, "testdata/stub/cluster.txtar", "testdata/stub/health.txtar")
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			data, err := os.ReadFile(file)
@@ -158,6 +186,90 @@ func TestStatusListener(t *testing.T) {
 	unready = errors.New("the node is stopping")
 	if w := get("/status/ready"); w.Code != 503 || !strings.Contains(w.Body.String(), "stopping") {
 		t.Errorf("not ready: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestDrain: whoever runs the machine takes the node out of rotation; a web page cannot.
+func TestDrain(t *testing.T) {
+	g := newGateway()
+	api := rest.NewStatus(rest.Options{Service: g.service})
+	send := func(method, body, contentType, origin string) *httptest.ResponseRecorder {
+		r, w := httptest.NewRequest(method, "/status/ready", strings.NewReader(body)), httptest.NewRecorder()
+		if body != "" {
+			r.Header.Set("Content-Type", contentType)
+		}
+		if origin != "" {
+			r.Header.Set("Origin", origin)
+		}
+		api.ServeHTTP(w, r)
+		return w
+	}
+	const form, object = "application/x-www-form-urlencoded", "application/json"
+	for _, c := range []struct {
+		method, body, kind, origin string
+		status                     int
+	}{
+		{"POST", "", "", "", 400},
+		{"POST", "status=ready", form, "", 400},
+		{"POST", `{"status":5}`, object, "", 400},
+		{"POST", "status=draining", form, "http://evil.example", 403},
+		{"POST", "status=draining", "text/plain", "", 415},
+		{"GET", "", "", "", 200},
+		{"POST", `{"status":"draining"}`, object, "", 204},
+		{"GET", "", "", "", 503},
+		{"POST", "status=draining", form, "", 204},
+	} {
+		if w := send(c.method, c.body, c.kind, c.origin); w.Code != c.status {
+			t.Errorf("%s %s: %d %s", c.method, c.body, w.Code, w.Body)
+		}
+	}
+	if w := send("GET", "", "", ""); w.Body.String() != `{"message":"draining"}` {
+		t.Errorf("%s", w.Body)
+	}
+	if resp := g.request("POST", "/status/ready", form, "status=draining"); resp.StatusCode != 405 {
+		t.Errorf("the switch is on the status listener only: %d", resp.StatusCode)
+	}
+}
+
+// TestLogLevel: the level changes for a while and then is what it was.
+func TestLogLevel(t *testing.T) {
+	g := newGateway()
+	level := new(slog.LevelVar)
+	names := map[string]slog.Level{"info": slog.LevelInfo, "debug": slog.LevelDebug, "error": slog.LevelError}
+	name := func(l slog.Level) string { return strings.ToLower(l.String()) }
+	g.api = rest.New(rest.Options{Service: g.service, Info: rest.Info{LogLevel: &rest.LogLevel{
+		Var: level, Name: name, Parse: func(s string) (slog.Level, bool) { l, ok := names[s]; return l, ok },
+	}}})
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"GET", "", "", 200, "log level: info"},
+		{"PUT", "/nonsense", "", 400, "unknown log level: nonsense"},
+		{"PUT", "/info", "", 200, "log level is already info"},
+		{"PUT", "/debug?timeout=-1", "", 400, "timeout must be greater than or equal to 0"},
+		{"PUT", "/debug?timeout=x", "", 400, "timeout must be a number of seconds"},
+		{"PUT", "/debug", `{"timeout":1e300}`, 400, "timeout must be a number of seconds"},
+		{"GET", "", "", 200, "log level: info"},
+		{"PUT", "/debug", "", 200, "log level changed"},
+		{"GET", "", "", 200, "log level: debug"},
+		{"PUT", "/error", `{"timeout":60}`, 200, "log level changed"},
+		{"PUT", "/debug?timeout=0", "", 200, "log level changed"},
+	} {
+		resp := g.request(c.method, "/debug/node/log-level"+c.path, "application/json", c.body)
+		var e struct{ Message string }
+		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || resp.StatusCode != c.status || e.Message != c.want {
+			t.Errorf("%s %s: %d %q %v", c.method, c.path, resp.StatusCode, e.Message, err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); level.Level() != slog.LevelInfo; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the level is still %v", level.Level())
+		}
+	}
+	if resp := newGateway().request("GET", "/debug/node/log-level", "", ""); resp.StatusCode != 404 {
+		t.Errorf("without a log to change: %d", resp.StatusCode)
 	}
 }
 

@@ -9,16 +9,21 @@ import (
 )
 
 func (a *API) schemaRoutes() {
-	a.router.add(http.MethodGet, "/schemas/{name}", a.entitySchema)
-	a.router.add(http.MethodPost, "/schemas/{name}/validate", func(c *call) (answer, error) { return a.validate(c, c.params[0]) })
-	a.router.add(http.MethodPost, "/schemas/plugins/validate", func(c *call) (answer, error) { return a.validate(c, "plugins") })
-	a.router.add(http.MethodGet, "/schemas/plugins/{name}", func(c *call) (answer, error) {
-		p, err := a.plugin(c.params[0])
+	a.router.add(http.MethodGet, "/schemas/{name}", func(c *call) (answer, error) {
+		sch, err := a.schemaOf(c.params[0])
 		if err != nil {
 			return answer{}, err
 		}
-		return answer{status: http.StatusOK, body: p.Schema.Describe()}, nil
+		return answer{status: http.StatusOK, body: sch.Describe()}, nil
 	})
+	a.router.add(http.MethodPost, "/schemas/{name}/validate", func(c *call) (answer, error) { return a.validate(c, c.params[0]) })
+	a.subSchemas("plugins", "plugin", func(name string) (*schema.Schema, bool) {
+		p, err := a.plugin(name)
+		return p.Schema, err == nil
+	})
+	if vaults, ok := a.o.Service.Schema("vaults"); ok {
+		a.subSchemas("vaults", "vault", vaults.Subs)
+	}
 	a.router.add(http.MethodGet, "/plugins/schema/{name}", a.configSchema)
 	a.router.add(http.MethodGet, "/plugins/enabled", func(*call) (answer, error) {
 		names := []string{}
@@ -31,19 +36,21 @@ func (a *API) schemaRoutes() {
 	a.router.add(http.MethodGet, "/tags/{tags}", func(c *call) (answer, error) { return a.tags(c, c.params[0]) })
 }
 
-func (a *API) entitySchema(c *call) (answer, error) {
-	sch, err := a.schemaOf(c.params[0])
-	if err != nil {
-		return answer{}, err
-	}
-	return answer{status: http.StatusOK, body: sch.Describe()}, nil
+// subSchemas shows what completes an entity, by the value that selects it.
+func (a *API) subSchemas(entity, one string, sub func(string) (*schema.Schema, bool)) {
+	a.router.add(http.MethodGet, "/schemas/"+entity+"/{name}", func(c *call) (answer, error) {
+		sch, ok := sub(c.params[0])
+		if !ok {
+			return answer{}, &statusError{http.StatusNotFound, fmt.Sprintf("No %s named '%s'", one, c.params[0]), ""}
+		}
+		return answer{status: http.StatusOK, body: sch.Describe()}, nil
+	})
+	a.router.add(http.MethodPost, "/schemas/"+entity+"/validate", func(c *call) (answer, error) { return a.validate(c, entity) })
 }
 
 func (a *API) schemaOf(name string) (*schema.Schema, error) {
-	for _, d := range a.o.Service.Entities() {
-		if d.Schema.Name == name {
-			return d.Schema, nil
-		}
+	if sch, ok := a.o.Service.Schema(name); ok {
+		return sch, nil
 	}
 	return nil, &statusError{http.StatusNotFound, fmt.Sprintf("No entity named '%s'", name), ""}
 }

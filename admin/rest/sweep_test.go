@@ -8,12 +8,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"concord/fsm/entity"
 	"concord/fsm/schema"
 )
 
-// valid is a body that creates one entity of each collection, given a consumer and a value for what must be unique.
-func valid(entity, consumer, name string) map[string]any {
-	owner := map[string]any{"id": consumer}
+// valid is a body that creates one entity of each collection, given what it may refer to and a value for what must be unique.
+func valid(entity string, refs map[string]any, name string) map[string]any {
+	owner := refs["consumers"]
 	return map[string]map[string]any{
 		"services":              {"host": "h.example", "name": name},
 		"routes":                {"paths": []any{"/"}, "name": name},
@@ -23,8 +26,34 @@ func valid(entity, consumer, name string) map[string]any {
 		"keyauth_credentials":   {"consumer": owner, "key": name},
 		"basicauth_credentials": {"consumer": owner, "username": name, "password": "p"},
 		"acls":                  {"consumer": owner, "group": name},
+		"upstreams":             {"name": name},
+		"certificates":          {"cert": material["cert"], "key": material["key"]},
+		"snis":                  {"name": name, "certificate": refs["certificates"]},
+		"ca_certificates":       {"cert": material[map[string]string{"swept": "ca", "fresh": "ca2"}[name]]},
+		"vaults":                {"prefix": name, "name": "env"},
+		"keys":                  {"kid": name, "jwk": "{vault://env/jwk}"},
+		"key_sets":              {"name": name},
+		"hmacauth_credentials":  {"consumer": owner, "username": name},
+		"oauth2_credentials":    {"consumer": owner, "name": name},
+		"oauth2_tokens":         {"credential": refs["oauth2_credentials"], "expires_in": 5},
+		"sessions":              {"session_id": name},
 	}[entity]
 }
+
+// material are the keys and certificates of the transcripts.
+var material = func() map[string]string {
+	m := map[string]string{}
+	ar, err := txtar.ParseFile("testdata/certificates.txtar")
+	if err != nil {
+		panic(err)
+	}
+	for _, f := range ar.Files {
+		if name, ok := strings.CutPrefix(f.Name, "let "); ok {
+			m[name] = string(f.Data)
+		}
+	}
+	return m
+}()
 
 // wrong lists values that no field of the type accepts.
 func wrong(f schema.Field) []any {
@@ -51,11 +80,18 @@ func wrong(f schema.Field) []any {
 // the field's name and a reason, and nothing reaches the log.
 func TestWrongInput(t *testing.T) {
 	g := newGateway()
-	consumer := created(t, g, "/consumers", map[string]any{"username": "owner"})
+	refs := map[string]any{}
+	for _, name := range []string{"consumers", "certificates", "oauth2_credentials"} {
+		def, _ := entity.Lookup(name)
+		refs[name] = map[string]any{"id": created(t, g, "/"+def.CollectionName(), valid(name, refs, "owner"))}
+	}
 	requests := 0
 	for _, d := range g.service.Entities() {
+		if d.Endpoints == entity.NoEndpoints || d.Endpoints == entity.NestedEndpoints {
+			continue
+		}
 		name, base := d.Schema.Name, "/"+d.CollectionName()
-		body, fresh := valid(name, consumer, "swept"), valid(name, consumer, "fresh")
+		body, fresh := valid(name, refs, "swept"), valid(name, refs, "fresh")
 		if body == nil {
 			t.Fatalf("no valid body for %s: add one", name)
 		}
@@ -103,7 +139,7 @@ func TestWrongInput(t *testing.T) {
 			t.Errorf("%s: %d entries were written", name, now-before)
 		}
 	}
-	if requests < 500 {
+	if requests < 1500 {
 		t.Errorf("only %d requests were swept", requests)
 	}
 }

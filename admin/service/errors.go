@@ -28,6 +28,7 @@ const (
 	InvalidUnique     Kind = 10  // the reference breaks the rules of the key it is looked up by
 	InvalidOptions    Kind = 11  // query options, or ttl where there is none
 	ForeignUnresolved Kind = 13  // a reference by unique field finds nothing
+	Referenced        Kind = 19  // a delete of something that a list of ids holds
 	Malformed         Kind = 100 // the request cannot be understood
 	Missing           Kind = 101 // nothing there (reads, parents, nested entities)
 	Unavailable       Kind = 102 // no leader, no quorum, or too busy: try again
@@ -40,7 +41,7 @@ var kindNames = map[Kind]string{
 	InvalidKey: "invalid primary key", SchemaViolation: "schema violation", PrimaryKeyTaken: "primary key violation",
 	ForeignKey: "foreign key violation", UniqueTaken: "unique constraint violation", NotFound: "not found",
 	InvalidOffset: "invalid offset", InvalidSize: "invalid size", InvalidOptions: "invalid options",
-	ForeignUnresolved: "foreign keys unresolved",
+	ForeignUnresolved: "foreign keys unresolved", Referenced: "referenced by others",
 }
 
 // Error is a refusal as a client sees it.

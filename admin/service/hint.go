@@ -2,10 +2,8 @@ package service
 
 import (
 	"fmt"
-	"net/url"
 	"strings"
 
-	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/fsm/state"
 )
@@ -22,7 +20,7 @@ func (e *Error) withHint(hint string) *Error {
 // trailing slash, or that has the reference as another unique value.
 func (l lookup) similar(table state.AnyTable, ref string) string {
 	sch := table.Def().Schema
-	if sch.EndpointKey == "" || ref == "" {
+	if key, ok := sch.Field(sch.EndpointKey); !ok || key.Secret || ref == "" { // what is nearly a secret is nobody's to know
 		return ""
 	}
 	for _, f := range sch.Fields {
@@ -102,15 +100,28 @@ func (p *planner) unknownFieldHint(errs schema.Errors) string {
 	return ""
 }
 
-// adviceFor warns about a write that is valid but probably not what was meant.
-func adviceFor(m Mutation, def entity.Def, rec schema.Record) string {
-	if def.Schema.Name != "jwt_secrets" || m.Verb == Delete {
-		return ""
+// advice warns about a write that is valid but probably not what was meant.
+func (p *planner) advice(rec schema.Record) string {
+	var advice []string
+	if p.def.Advise != nil {
+		if text := p.def.Advise(rec); text != "" {
+			advice = append(advice, text)
+		}
 	}
-	key, _ := rec["key"].(string)
-	if u, err := url.Parse(key); err == nil && u.Scheme == "https" && u.Host != "" && u.Path == "" {
-		return fmt.Sprintf("key is compared with the token's iss byte for byte, and many issuers (Auth0 among them) write a trailing slash: if tokens are refused with "+
-			"\"No credentials found\", use %q", key+"/")
+	for _, f := range p.def.Schema.Fields {
+		target := p.s.tables[listed(f)]
+		if target == nil {
+			continue
+		}
+		for _, text := range texts(rec[f.Name]) {
+			id, err := state.ParseID(text)
+			if err != nil {
+				continue
+			}
+			if _, ok := target.Get(p.view, id); !ok {
+				advice = append(advice, fmt.Sprintf("%s: there is no %s %s yet", f.Name, singular(listed(f)), id))
+			}
+		}
 	}
-	return ""
+	return strings.Join(advice, "; ")
 }

@@ -159,7 +159,7 @@ func (s *Service) recall(r request, res fsm.Result) response {
 			continue
 		}
 		if row, ok := table.Get(s.store.View(), k.ID); ok {
-			out.Row, out.Error = s.show(table, row)
+			out.Row, out.Error = s.lookup(s.store.View()).show(table, row)
 			return out
 		}
 	}

@@ -1,10 +1,13 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"concord/fsm/command"
@@ -18,11 +21,12 @@ const maxTTL = 100_000_000
 
 // plan is a mutation worked out against one view: what to append, and what to answer once it is applied.
 type plan struct {
-	puts   []command.Put
-	answer []byte // the entity as the client will see it
-	hint   string
-	index  uint64 // of the view
-	now    int64  // Unix milliseconds by which it was judged what has expired
+	puts    []command.Put
+	changes []state.Change // what the data plane has to build, without deletes
+	answer  []byte         // the entity as the client will see it
+	hint    string
+	index   uint64 // of the view
+	now     int64  // Unix milliseconds by which it was judged what has expired
 }
 
 // planner works out one mutation.
@@ -58,13 +62,15 @@ func (p *planner) run(ctx context.Context) error {
 	}
 	current, found := place.row, place.found
 	if p.m.Verb == Delete {
-		if !found {
-			if p.m.Target.Parent != nil {
-				return notFound()
-			}
-			return nil
+		switch {
+		case found:
+			return p.remove(current)
+		case p.m.Target.Parent != nil:
+			return notFound()
+		case p.named(p.m.Target.Ref):
+			return l.absent(p.table, p.m.Target.Ref)
 		}
-		return p.remove(current)
+		return nil
 	}
 	if p.m.Verb == Update && !found {
 		return l.missing(p.m.Target)
@@ -90,6 +96,10 @@ func (p *planner) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	members, err := p.members(body, rec, current, place.member)
+	if err != nil {
+		return err
+	}
 	text, _ := rec["id"].(string)
 	id, err := state.ParseID(text)
 	if err != nil {
@@ -106,10 +116,8 @@ func (p *planner) run(ctx context.Context) error {
 	if err := p.checkForeign(rec); err != nil {
 		return err
 	}
-	if p.def.Transform != nil {
-		if rec, err = p.def.Transform(rec, stored); err != nil {
-			return invalid(err)
-		}
+	if rec, err = transform(p.def, rec, stored); err != nil {
+		return err
 	}
 	if err := p.checkUnique(rec, id); err != nil {
 		return err
@@ -117,19 +125,21 @@ func (p *planner) run(ctx context.Context) error {
 	if errs := p.s.related(p.view, p.def, rec); errs != nil {
 		return violation(errs)
 	}
-	clear, err := p.seal(&put, rec)
+	clear, err := p.put(put, rec, current)
 	if err != nil {
 		return err
 	}
-	p.plan.puts = append(p.plan.puts, put)
-	if err := p.associate(place, rec["id"].(string)); err != nil {
+	if err := p.associate(place, id.String()); err != nil {
 		return err
 	}
-	if err := p.build(ctx, id, current, found, clear); err != nil {
+	if err := p.reconcile(id, members); err != nil {
 		return err
 	}
-	p.plan.answer = withTTL(p.def, clear, expires, p.now)
-	p.plan.hint = adviceFor(p.m, p.def, rec)
+	if err := p.build(ctx); err != nil {
+		return err
+	}
+	p.plan.answer = shown(p.def, p.s.present(p.def, clear), expires, p.now, members)
+	p.plan.hint = p.advice(rec)
 	return nil
 }
 
@@ -213,8 +223,20 @@ func check(sch *schema.Schema, body schema.Record, o schema.Options) (schema.Rec
 	return rec, errs
 }
 
-// seal fills in put.Raw and returns the same record in clear.
-func (p *planner) seal(put *command.Put, rec schema.Record) ([]byte, error) {
+// transform runs the entity's own last step.
+func transform(def entity.Def, rec, stored schema.Record) (schema.Record, error) {
+	if def.Transform == nil {
+		return rec, nil
+	}
+	rec, err := def.Transform(rec, stored)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	return rec, nil
+}
+
+// put adds a write of rec over current, which may be none, to the plan and returns the row in clear.
+func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) ([]byte, error) {
 	clear, err := schema.Encode(rec)
 	if err != nil {
 		return nil, err
@@ -224,8 +246,26 @@ func (p *planner) seal(put *command.Put, rec schema.Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	put.Raw, err = schema.Encode(sealed)
-	return clear, err
+	if put.Raw, err = schema.Encode(sealed); err != nil {
+		return nil, err
+	}
+	val := p.def.New()
+	if err := json.Unmarshal(clear, val); err != nil {
+		return nil, err
+	}
+	p.plan.puts = append(p.plan.puts, put)
+	p.plan.changes = append(p.plan.changes, state.Change{Table: put.Table, ID: put.ID, Old: current.Val, New: val})
+	return clear, nil
+}
+
+// beside is a planner for a row of another table that changes along; its puts are still to be taken over.
+func (p *planner) beside(table state.AnyTable) *planner {
+	return &planner{s: p.s, view: p.view, now: p.now, table: table, def: table.Def()}
+}
+
+func (p *planner) takeOver(other *planner) {
+	p.plan.puts = append(p.plan.puts, other.plan.puts...)
+	p.plan.changes = append(p.plan.changes, other.plan.changes...)
 }
 
 // associate points the parent at a target that was made through /{parent}/{p}/{field}.
@@ -240,29 +280,21 @@ func (p *planner) associate(place place, id string) error {
 		return err
 	}
 	rec[parent.Field] = schema.Record{"id": id}
+	owner := p.beside(table)
 	put := command.Put{Table: table.Number(), ID: place.parent.ID, IfIndex: place.parent.Index, Expires: place.parent.ExpiresAt}
-	owner := &planner{s: p.s, view: p.view, now: p.now, table: table, def: table.Def()}
-	if _, err := owner.seal(&put, rec); err != nil {
+	if _, err := owner.put(put, rec, place.parent); err != nil {
 		return err
 	}
-	p.plan.puts = append(p.plan.puts, put)
+	p.takeOver(owner)
 	return nil
 }
 
 // build has the data plane try what the change would make it build.
-func (p *planner) build(ctx context.Context, id state.ID, current state.AnyRow, found bool, clear []byte) error {
+func (p *planner) build(ctx context.Context) error {
 	if p.s.o.DryBuild == nil {
 		return nil
 	}
-	val := p.def.New()
-	if err := json.Unmarshal(clear, val); err != nil {
-		return err
-	}
-	change := state.Change{Table: p.table.Number(), ID: id, New: val}
-	if found {
-		change.Old = current.Val
-	}
-	if err := p.s.o.DryBuild(ctx, []state.Change{change}); err != nil {
+	if err := p.s.o.DryBuild(ctx, p.plan.changes); err != nil {
 		return invalid(err)
 	}
 	return nil
@@ -270,16 +302,47 @@ func (p *planner) build(ctx context.Context, id state.ID, current state.AnyRow, 
 
 // remove deletes a row. What refers to it with cascade or set-null follows in the machine; restrict is refused.
 func (p *planner) remove(row state.AnyRow) error {
+	name, id := p.def.Schema.Name, row.ID.String()
 	for _, t := range p.s.store.Tables() {
-		for _, f := range t.Def().Schema.ForeignFields() {
-			if f.Ref != p.def.Schema.Name || f.OnDelete == schema.Cascade || f.OnDelete == schema.SetNull {
-				continue
-			}
-			for by := range t.Scan(p.view, f.Name, row.ID.String(), state.ID{}) {
-				return referenced(p.def.Schema.Name, t.Name()).withHint("first delete or detach " + t.Name() + " " + by.ID.String())
+		for _, f := range t.Def().Schema.Fields {
+			switch {
+			case f.Type == schema.Foreign && f.Ref == name && f.OnDelete != schema.Cascade && f.OnDelete != schema.SetNull:
+				for by := range t.Scan(p.view, f.Name, id, state.ID{}) {
+					return referenced(name, t.Name()).withHint("first delete or detach " + t.Name() + " " + by.ID.String())
+				}
+			case listed(f) == name:
+				for by := range t.Scan(p.view, "", "", state.ID{}) {
+					if listHolds(by, f.Name, id) {
+						return refuse(Referenced, nil, "%s %s is still referenced by %s (id = %s)", singular(name), id, t.Name(), by.ID).
+							withHint("first take it out of " + f.Name + " with PATCH /" + t.Def().CollectionName() + "/" + by.ID.String())
+					}
+				}
 			}
 		}
 	}
 	p.plan.puts = []command.Put{{Table: p.table.Number(), ID: row.ID, IfIndex: row.Index}}
 	return nil
+}
+
+// listed is the entity whose ids a list field holds, "" for other fields.
+func listed(f schema.Field) string {
+	if f.Elem == nil {
+		return ""
+	}
+	return f.Elem.Ref
+}
+
+// listHolds tells whether a row's list field holds an id. Few rows do, so most are ruled out without decoding.
+func listHolds(row state.AnyRow, field, id string) bool {
+	if !bytes.Contains(row.Raw, []byte(id)) {
+		return false
+	}
+	var rec map[string]json.RawMessage
+	var ids []string
+	return json.Unmarshal(row.Raw, &rec) == nil && json.Unmarshal(rec[field], &ids) == nil && slices.Contains(ids, id)
+}
+
+// singular is an entity's name for one row in Kong's texts: "ca certificate".
+func singular(plural string) string {
+	return strings.ReplaceAll(strings.TrimSuffix(plural, "s"), "_", " ")
 }

@@ -2,12 +2,14 @@ package service
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,17 +56,30 @@ func (s *Service) Get(ctx context.Context, t Target) (Result, error) {
 	}
 	table := s.tables[t.Entity]
 	if !p.found {
-		return Result{}, notFound().withHint(l.similar(table, t.Ref))
+		return Result{}, l.absent(table, t.Ref)
 	}
-	row, refusal := s.show(table, p.row)
+	row, refusal := l.show(table, p.row)
 	if refusal != nil {
 		return Result{}, refusal
 	}
 	return Result{Index: l.view.Index(), Row: row}, nil
 }
 
-// List reads one page of a collection in the order of the ids.
+// List reads one page of a collection in the order of the ids, or the newest first.
 func (s *Service) List(ctx context.Context, t Target, o ListOptions) (Page, error) {
+	table, ok := s.tables[t.Entity]
+	if !ok {
+		return Page{}, notFound()
+	}
+	newest := table.Def().NewestFirst && t.Parent != nil
+	skip := 0
+	if newest && o.Offset != "" {
+		var err error
+		if skip, err = positionOffset(o.Offset); err != nil {
+			return Page{}, err
+		}
+		o.Offset = ""
+	}
 	q, err := parseQuery(o)
 	if err != nil {
 		return Page{}, err
@@ -74,15 +89,24 @@ func (s *Service) List(ctx context.Context, t Target, o ListOptions) (Page, erro
 	if err != nil {
 		return Page{}, err
 	}
-	table := s.tables[t.Entity]
+	size := q.size
+	if newest {
+		q.size = math.MaxInt - 1 // all of them are needed to know which are the newest
+	}
+	rows := l.rows(table, t, p, q)
+	if newest {
+		rows = newestFirst(rows, skip)
+	}
 	page := Page{Index: l.view.Index()}
 	var last state.ID
-	for row := range l.rows(table, t, p, q) {
-		if len(page.Rows) == q.size {
-			page.Offset = offsetToken(last)
+	for row := range rows {
+		if len(page.Rows) == size {
+			if page.Offset = offsetToken(last); newest {
+				page.Offset = positionToken(skip + size)
+			}
 			break
 		}
-		text, refusal := s.show(table, row)
+		text, refusal := l.show(table, row)
 		if refusal != nil {
 			return Page{}, refusal
 		}
@@ -90,6 +114,30 @@ func (s *Service) List(ctx context.Context, t Target, o ListOptions) (Page, erro
 		last = row.ID
 	}
 	return page, nil
+}
+
+// newestFirst sorts by created_at and leaves the first ones out.
+func newestFirst(rows iter.Seq[state.AnyRow], skip int) iter.Seq[state.AnyRow] {
+	type dated struct {
+		at  float64
+		row state.AnyRow
+	}
+	var list []dated
+	for row := range rows {
+		var rec struct {
+			At float64 `json:"created_at"`
+		}
+		_ = json.Unmarshal(row.Raw, &rec) // a stored row
+		list = append(list, dated{rec.At, row})
+	}
+	slices.SortFunc(list, func(a, b dated) int { return cmp.Or(cmp.Compare(b.at, a.at), bytes.Compare(b.row.ID[:], a.row.ID[:])) })
+	return func(yield func(state.AnyRow) bool) {
+		for _, d := range list[min(skip, len(list)):] {
+			if !yield(d.row) {
+				return
+			}
+		}
+	}
 }
 
 // rows selects the rows of a listing behind q.after, by id.
@@ -169,7 +217,7 @@ func (s *Service) Tags(ctx context.Context, tag string, o ListOptions) ([]Taggin
 	}
 	skip := 0
 	if o.Offset != "" {
-		if skip, err = tagOffset(o.Offset); err != nil {
+		if skip, err = positionOffset(o.Offset); err != nil {
 			return nil, "", err
 		}
 	}
@@ -193,7 +241,7 @@ func (s *Service) Tags(ctx context.Context, tag string, o ListOptions) ([]Taggin
 					continue
 				}
 				if len(out) == q.size {
-					return out, base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "[%d]", at-1)), nil
+					return out, positionToken(at - 1), nil
 				}
 				out = append(out, Tagging{t, table.Name(), row.ID.String()})
 			}
@@ -202,7 +250,12 @@ func (s *Service) Tags(ctx context.Context, tag string, o ListOptions) ([]Taggin
 	return out, "", nil
 }
 
-func tagOffset(token string) (int, error) {
+// positionToken is the offset of lists that are not in the order of ids: how many rows come before.
+func positionToken(n int) string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "[%d]", n))
+}
+
+func positionOffset(token string) (int, error) {
 	raw, refusal := decodeOffset(token)
 	if refusal != nil {
 		return 0, refusal
@@ -324,24 +377,52 @@ func (s *Service) record(table state.AnyTable, row state.AnyRow) (schema.Record,
 }
 
 // show is a stored row as clients see it.
-func (s *Service) show(table state.AnyTable, row state.AnyRow) ([]byte, *Error) {
-	clear, err := s.o.Machine.Keys().Open(table.Number(), row.ID, row.Raw)
+func (l lookup) show(table state.AnyTable, row state.AnyRow) ([]byte, *Error) {
+	clear, err := l.s.o.Machine.Keys().Open(table.Number(), row.ID, row.Raw)
 	if err != nil {
 		return nil, asError(err)
 	}
-	return withTTL(table.Def(), clear, row.ExpiresAt, time.Now()), nil
+	var members *membership
+	if table.Def().Members != nil {
+		members = &membership{names: l.memberNames(table, row.ID)}
+	}
+	return shown(table.Def(), l.s.present(table.Def(), clear), row.ExpiresAt, time.Now(), members), nil
 }
 
-// withTTL adds the remaining seconds to the entities that may expire, as Kong does: null when they never do.
-func withTTL(def entity.Def, row []byte, expires int64, now time.Time) []byte {
-	if !def.Schema.TTL || len(row) < 2 {
+// present adds to a plugin's row the deprecated names of settings, which clients still read.
+func (s *Service) present(def entity.Def, row []byte) []byte {
+	if def.Schema.SubKey == "" || def.Schema.Subs != nil {
 		return row
 	}
-	ttl := "null"
-	if expires != 0 {
-		ttl = strconv.FormatInt(max(0, (expires-now.UnixMilli())/1000), 10)
+	rec, err := schema.Decode(row)
+	if err != nil {
+		return row
 	}
-	return slices.Concat(row[:len(row)-1], []byte(`,"ttl":`+ttl+`}`))
+	text, err := schema.Encode(def.Schema.Present(rec, s.o.Plugins))
+	if err != nil {
+		return row
+	}
+	return text
+}
+
+// shown adds to a row what is not stored in it: its members, and for entities that may expire the remaining seconds, null
+// when they never do (Kong).
+func shown(def entity.Def, row []byte, expires int64, now time.Time, members *membership) []byte {
+	add := func(name string, v []byte) {
+		row = slices.Concat(row[:len(row)-1], []byte(`,"`+name+`":`), v, []byte("}"))
+	}
+	if members != nil {
+		names, _ := json.Marshal(members.names) // texts
+		add(def.Members.Field, names)
+	}
+	switch {
+	case !def.Schema.TTL:
+	case expires == 0:
+		add("ttl", []byte("null"))
+	default:
+		add("ttl", strconv.AppendInt(nil, max(0, (expires-now.UnixMilli())/1000), 10))
+	}
+	return row
 }
 
 // Index is the log index this node's entities reflect.

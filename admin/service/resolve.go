@@ -27,6 +27,7 @@ type place struct {
 	found  bool
 	parent state.AnyRow
 	fixed  schema.Record // what the URL says about a new row's fields
+	member string        // a member's name in the URL of an upsert
 }
 
 func (l lookup) place(t Target, verb Verb) (place, error) {
@@ -57,7 +58,11 @@ func (l lookup) place(t Target, verb Verb) (place, error) {
 		if id, err := state.ParseID(t.Ref); err == nil {
 			key, t.Ref = "id", id.String()
 		}
-		p.fixed[key] = t.Ref
+		if key != "" {
+			p.fixed[key] = t.Ref
+		} else {
+			p.member = t.Ref
+		}
 		return p, nil
 	}
 	if t.Parent != nil && p.found && foreignID(p.row, t.Parent.Field) != p.parent.ID.String() {
@@ -77,7 +82,7 @@ func (l lookup) enter(p *place, t Target) error {
 		return err
 	}
 	if !ok {
-		return notFound().withHint(l.similar(table, t.Parent.Ref))
+		return l.absent(table, t.Parent.Ref)
 	}
 	p.parent = row
 	if !t.Parent.Owner {
@@ -125,37 +130,49 @@ func (l lookup) reference(table state.AnyTable, t Target, p place) (field, key, 
 	return def.Schema.EndpointKey, "", ""
 }
 
-// find looks a row up by id or by the schema's alternative key.
+// find looks a row up by id, by the schema's alternative key or by a member's name.
 func (l lookup) find(table state.AnyTable, ref string) (state.AnyRow, bool, error) {
 	if id, err := state.ParseID(ref); err == nil {
 		row, ok := table.Get(l.view, id)
 		return row, ok, nil
 	}
+	if table.Def().Members != nil {
+		return l.byMember(table, ref)
+	}
 	sch := table.Def().Schema
-	field, ok := sch.Field(sch.EndpointKey)
-	if sch.EndpointKey == "" || !ok {
+	key := sch.EndpointKey
+	if key == "" {
 		const text = "expected a valid UUID"
 		return state.AnyRow{}, false, refuse(InvalidKey, map[string]any{"id": text}, "invalid primary key: '{id=%q}'", text).
 			withHint(sch.Name + " have no name: use the id that GET /" + table.Def().CollectionName() + " shows")
 	}
-	if field.Check != nil {
-		if text := field.Check(ref); text != "" {
-			e := refuse(InvalidUnique, map[string]any{field.Name: text}, "%s", text)
-			e.Name = "invalid unique " + field.Name
-			return state.AnyRow{}, false, e
+	if text := sch.CheckField(key, ref); text != "" {
+		e := refuse(InvalidUnique, map[string]any{key: text}, "%s", text)
+		e.Name = "invalid unique " + key
+		return state.AnyRow{}, false, e
+	}
+	row, ok := table.By(l.view, key, ref)
+	return row, ok, nil
+}
+
+// absent is the answer to a reference that finds nothing.
+func (l lookup) absent(table state.AnyTable, ref string) *Error {
+	if m := table.Def().Members; m != nil {
+		if _, err := state.ParseID(ref); err != nil {
+			return &Error{Kind: Missing, Message: m.NotFound}
 		}
 	}
-	row, ok := table.By(l.view, sch.EndpointKey, ref)
-	return row, ok, nil
+	return notFound().withHint(l.similar(table, ref))
 }
 
 // missing is Kong's refusal to change what does not exist.
 func (l lookup) missing(t Target) error {
 	table := l.s.tables[t.Entity]
-	if t.Parent != nil {
-		return notFound().withHint(l.similar(table, t.Ref))
-	}
-	if id, err := state.ParseID(t.Ref); err == nil {
+	id, err := state.ParseID(t.Ref)
+	switch {
+	case t.Parent != nil, err != nil && table.Def().Members != nil:
+		return l.absent(table, t.Ref)
+	case err == nil:
 		return refuse(NotFound, map[string]any{"id": id.String()}, "could not find the entity with primary key '{id=%q}'", id)
 	}
 	key := map[string]any{table.Def().Schema.EndpointKey: t.Ref}

@@ -135,18 +135,35 @@ func New(o Options) *Service {
 	return s
 }
 
+// Schema finds the schema of an entity, or of a view.
+func (s *Service) Schema(name string) (*schema.Schema, bool) {
+	if t, ok := s.tables[name]; ok {
+		return t.Def().Schema, true
+	}
+	for _, v := range entity.Views() {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
 // Validate checks a record as Create would, without looking at other entities.
-func (s *Service) Validate(entity string, body schema.Record, form bool) error {
-	table, ok := s.tables[entity]
+func (s *Service) Validate(name string, body schema.Record, form bool) error {
+	sch, ok := s.Schema(name)
 	if !ok {
 		return notFound()
 	}
-	sch := table.Def().Schema
 	if form {
 		body = sch.Coerce(body, s.o.Plugins)
 	}
-	if _, errs := check(sch, body, schema.Options{Mode: schema.Insert, Auto: s.auto, Sub: s.o.Plugins}); len(errs) > 0 {
+	rec, errs := check(sch, body, schema.Options{Mode: schema.Insert, Auto: s.auto, Sub: s.o.Plugins})
+	if len(errs) > 0 {
 		return violation(errs)
+	}
+	if t, ok := s.tables[name]; ok {
+		_, err := transform(t.Def(), rec, nil)
+		return err
 	}
 	return nil
 }

@@ -3,18 +3,27 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"concord/admin/service"
 	"concord/admin/service/logtest"
 	"concord/cluster"
 	"concord/fsm/command"
+	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/fsm/state"
 )
@@ -249,6 +258,24 @@ func TestSecrets(t *testing.T) {
 	mutate(t, s, service.Create, "jwt_secrets", "", schema.Record{"consumer": owner, "key": "iss", "secret": "planted-secret"})
 	mutate(t, s, service.Create, "basicauth_credentials", "", schema.Record{"consumer": owner, "username": "b", "password": "planted-password"})
 	mutate(t, s, service.Update, "jwt_secrets", "iss", schema.Record{"tags": []any{"x"}})
+	mutate(t, s, service.Create, "hmacauth_credentials", "", schema.Record{"consumer": owner, "username": "h", "secret": "planted-hmac"})
+	app, _ := mutate(t, s, service.Create, "oauth2_credentials", "", schema.Record{"consumer": owner, "name": "app", "client_secret": "planted-client"})
+	hashed, _ := mutate(t, s, service.Create, "oauth2_credentials", "", schema.Record{"consumer": owner, "name": "app", "client_secret": "planted-hashed", "hash_secret": true})
+	if hash, _ := hashed["client_secret"].(string); !entity.VerifySecret(hash, "planted-hashed") {
+		t.Errorf("hashed to %q", hash)
+	}
+	credential := schema.Record{"id": app["id"]}
+	mutate(t, s, service.Create, "oauth2_tokens", "", schema.Record{"credential": credential, "expires_in": 5.0, "access_token": "planted-access", "refresh_token": "planted-refresh"})
+	mutate(t, s, service.Create, "oauth2_authorization_codes", "", schema.Record{"credential": credential, "code": "planted-code"})
+	mutate(t, s, service.Create, "sessions", "", schema.Record{"session_id": "planted-session", "data": "planted-data"})
+	cert, key := pair(t)
+	mutate(t, s, service.Create, "certificates", "", schema.Record{"cert": cert, "key": "planted-tls\n" + key, "snis": []any{"a.example"}})
+	mutate(t, s, service.Update, "certificates", "a.example", schema.Record{"tags": []any{"x"}, "snis": []any{"b.example"}})
+	mutate(t, s, service.Create, "keys", "", schema.Record{"kid": "1", "pem": schema.Record{"private_key": "planted-pem\n" + key}})
+	mutate(t, s, service.Create, "keys", "", schema.Record{"kid": "2", "jwk": `{"kid":"2","kty":"OKP","crv":"X25519","x":"jffJ7r6fHiBnhKlCAZBqLTJhoCzVQUNGsaUAg9ebX9s","note":"planted-jwk"}`})
+	if !bytes.Contains(entries.Bytes(), []byte("a.example")) {
+		t.Error("this test does not see what goes to the log")
+	}
 	if bytes.Contains(entries.Bytes(), []byte("planted")) {
 		t.Error("a secret went to the log in clear")
 	}
@@ -259,9 +286,93 @@ func TestSecrets(t *testing.T) {
 	if res, err = s.Get(t.Context(), service.Target{Entity: "keyauth_credentials", Ref: "planted-key"}); err != nil {
 		t.Errorf("look-up by a sealed key: %v", err)
 	}
+	for entity, ref := range map[string]string{"oauth2_tokens": "planted-access", "sessions": "planted-session", "certificates": "b.example"} {
+		if res, err = s.Get(t.Context(), service.Target{Entity: entity, Ref: ref}); err != nil || !bytes.Contains(res.Row, []byte("planted")) {
+			t.Errorf("%s %s: %v", entity, ref, err)
+		}
+	}
 	_, err = s.Mutate(t.Context(), service.Mutation{Verb: service.Create, Target: service.Target{Entity: "keyauth_credentials"}, Body: schema.Record{"consumer": owner, "key": "planted-key"}})
 	if kind(err) != service.UniqueTaken {
 		t.Errorf("a sealed key must be unique: %v", err)
+	}
+}
+
+// pair is a certificate and its key.
+func pair(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
+}
+
+// TestMembersRace: of certificates that claim one SNI at once, one gets it; the others are not stored at all.
+func TestMembersRace(t *testing.T) {
+	s, log := newService(service.Options{})
+	cert, key := pair(t)
+	var gate sync.WaitGroup
+	const clients = 8
+	gate.Add(clients)
+	once := sync.Map{}
+	log.BeforePropose = func(c command.Command) error {
+		if _, again := once.LoadOrStore(c.RequestID, true); !again {
+			gate.Done()
+		}
+		gate.Wait()
+		return nil
+	}
+	kinds := make(chan service.Kind, clients)
+	for i := range clients {
+		go func() {
+			_, err := s.Mutate(context.Background(), service.Mutation{Verb: service.Create, Target: service.Target{Entity: "certificates"},
+				Body: schema.Record{"cert": cert, "key": key, "snis": []any{"shared.example", fmt.Sprintf("own%d.example", i)}}})
+			kinds <- kind(err)
+		}()
+	}
+	won := 0
+	for range clients {
+		switch k := <-kinds; k {
+		case 0:
+			won++
+		case service.SchemaViolation:
+		default:
+			t.Errorf("kind %d", k)
+		}
+	}
+	if won != 1 || count(t, s, "certificates") != 1 || count(t, s, "snis") != 2 {
+		t.Errorf("%d won, %d certificates, %d snis", won, count(t, s, "certificates"), count(t, s, "snis"))
+	}
+}
+
+// TestMembersMoved: an SNI that moves away between plan and log entry is not taken from its new certificate.
+func TestMembersMoved(t *testing.T) {
+	s, log := newService(service.Options{})
+	cert, key := pair(t)
+	body := func(snis ...any) schema.Record { return schema.Record{"cert": cert, "key": key, "snis": snis} }
+	one, _ := mutate(t, s, service.Create, "certificates", "", body("a.example"))
+	two, _ := mutate(t, s, service.Create, "certificates", "", body())
+	log.BeforePropose = func(command.Command) error {
+		log.BeforePropose = nil
+		mutate(t, s, service.Update, "snis", "a.example", schema.Record{"certificate": schema.Record{"id": two["id"]}})
+		return nil
+	}
+	got, _ := mutate(t, s, service.Upsert, "certificates", one["id"].(string), body("b.example"))
+	if fmt.Sprint(got["snis"]) != "[b.example]" {
+		t.Errorf("%v", got["snis"])
+	}
+	res, err := s.Get(t.Context(), service.Target{Entity: "certificates", Ref: "a.example"})
+	if err != nil || !bytes.Contains(res.Row, []byte(two["id"].(string))) || !bytes.Contains(res.Row, []byte(`"snis":["a.example"]`)) {
+		t.Errorf("%s %v", res.Row, err)
 	}
 }
 
@@ -378,6 +489,34 @@ func BenchmarkCreate(b *testing.B) {
 		_, err := s.Mutate(b.Context(), service.Mutation{Verb: service.Create, Target: service.Target{Entity: "consumers"}, Body: schema.Record{"username": fmt.Sprint("u", i)}})
 		if err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestOldNames: every answer about a plugin has the deprecated names of its settings, which are stored nowhere.
+func TestOldNames(t *testing.T) {
+	plugins := func(name string) (*schema.Schema, bool) {
+		config := schema.Field{Name: "config", Type: schema.RecordT, Required: true,
+			Fields:     []schema.Field{{Name: "redis", Type: schema.RecordT, Fields: []schema.Field{{Name: "host", Type: schema.String}}}},
+			Shorthands: []schema.Shorthand{{Name: "redis_host", Type: schema.String, ReplacedWith: []string{"redis", "host"}}}}
+		return &schema.Schema{Name: name, Fields: []schema.Field{config}}, true
+	}
+	s, _ := newService(service.Options{Plugins: plugins})
+	created, _ := mutate(t, s, service.Create, "plugins", "", schema.Record{"name": "p", "config": schema.Record{"redis_host": "h"}})
+	id := created["id"].(string)
+	patched, _ := mutate(t, s, service.Update, "plugins", id, schema.Record{"enabled": false})
+	res, err := s.Get(t.Context(), service.Target{Entity: "plugins", Ref: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := schema.Decode(res.Row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := schema.Record{"redis": schema.Record{"host": "h"}, "redis_host": "h"}
+	for name, rec := range map[string]schema.Record{"create": created, "update": patched, "get": read} {
+		if diff := cmp.Diff(want, rec["config"]); diff != "" {
+			t.Errorf("%s: %s", name, diff)
 		}
 	}
 }

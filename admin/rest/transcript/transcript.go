@@ -15,7 +15,8 @@
 // The body is a line "json …", "form …" or "text …" (with a Content-Type of its own among the headers), or "body" and the
 // lines up to the answer, joined with CRLF. Of the answer, "is" must equal the JSON body (apart from "hint"), "has" must be
 // contained in it, "hint" must be part of the member hint, "part" of the body, "empty" demands no body. A line that begins with white space
-// continues the one before. save keeps a member for use as ${s1} in later steps. In expected values <any>, <uuid>,
+// continues the one before. A file "let name" is no step: its content is ${name} in later ones, escaped for use inside a JSON string, and
+// ${name:form} in a form. save keeps a member for use as ${s1} in later steps. In expected values <any>, <uuid>,
 // <int>, <random> stand for values of that form, <absent> for no such member.
 package transcript
 
@@ -24,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"regexp"
 	"sort"
 	"strconv"
@@ -38,6 +40,7 @@ type Do func(*http.Request) (*http.Response, error)
 // Step is one request and its expected answer.
 type Step struct {
 	Name    string
+	let     string // content of a file "let …"
 	request []string
 	answer  []string
 }
@@ -47,6 +50,11 @@ func Parse(data []byte) ([]Step, error) {
 	var steps []Step
 	for _, f := range txtar.Parse(data).Files {
 		s := Step{Name: f.Name}
+		if strings.HasPrefix(f.Name, "let ") {
+			s.let = string(f.Data)
+			steps = append(steps, s)
+			continue
+		}
 		lines := &s.request
 		for _, line := range strings.Split(strings.TrimRight(string(f.Data), "\n"), "\n") {
 			switch {
@@ -89,6 +97,11 @@ func (v Vars) expand(s string) string {
 
 // Run performs the step against base ("http://host:port") and returns what is wrong with the answer, nil if nothing.
 func (s Step) Run(do Do, base string, vars Vars) error {
+	if name, ok := strings.CutPrefix(s.Name, "let "); ok {
+		text, err := json.Marshal(s.let)
+		vars[name], vars[name+":form"] = strings.Trim(string(text), `"`), url.QueryEscape(s.let)
+		return err
+	}
 	req, err := s.build(base, vars)
 	if err != nil {
 		return err
