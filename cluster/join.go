@@ -314,7 +314,7 @@ func (m *membership) useToken(ctx context.Context, conn tls.ConnectionState, req
 		return 0, refuse("the leader cannot reach the node at %s (%v): set its cluster_advertise to an address that the others reach", node.Address, err)
 	}
 	node.CreatedAt, node.Role, node.State, node.GossipAddress = now(), row.Val.Role, nodeActive, ""
-	used := *row.Val
+	used := row.Val
 	used.Uses--
 	tokenPut, err := m.rows.put(req.Token, &used, row.Index, row.ExpiresAt)
 	if err != nil {

@@ -296,7 +296,7 @@ func (d *duties) rotate(ctx context.Context, status map[string]peerStatus) error
 			return nil
 		}
 	}
-	next := *row.Val
+	next := row.Val
 	next.GossipKeys = slices.Clone(next.GossipKeys)
 	switch next.GossipPhase {
 	case phaseInstall:
@@ -372,7 +372,7 @@ func (m *membership) removeNode(ctx context.Context, id string) error {
 	m.sayGoodbye(ctx, id)
 	puts := make([]command.Put, 0, 2)
 	if known && row.Val.State == nodeActive {
-		gone := *row.Val
+		gone := row.Val
 		gone.State = nodeRemoved
 		end := time.Now().Add(m.opt.Tuning.CertificateLife + tombstone).UnixMilli()
 		put, err := m.rows.put(id, &gone, row.Index, end)
@@ -382,7 +382,7 @@ func (m *membership) removeNode(ctx context.Context, id string) error {
 		puts = append(puts, put)
 	}
 	if meta, ok := m.rows.clusterMeta(); ok {
-		next := *meta.Val
+		next := meta.Val
 		key, err := newGossipKey()
 		if err != nil {
 			return err

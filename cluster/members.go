@@ -40,7 +40,7 @@ func (m *membership) keepRow() {
 	}
 	own := m.ownRow()
 	own.CreatedAt, own.Role, own.State = row.Val.CreatedAt, row.Val.Role, row.Val.State
-	if own == *row.Val && m.addressInRaft() == m.advertise || own.GossipAddress == "" {
+	if own == row.Val && m.addressInRaft() == m.advertise || own.GossipAddress == "" {
 		return
 	}
 	if err := m.leaderCall(m.ctx, opAnnounce, own, nil); err != nil && m.ctx.Err() == nil {
@@ -80,9 +80,9 @@ func (m *membership) leadAnnounce(ctx context.Context, from string, own entity.C
 		if !ok || row.Val.State != nodeActive {
 			return &RefusedError{"this node is not a member of the cluster"}
 		}
-		next := *row.Val
+		next := row.Val
 		next.Name, next.Address, next.GossipAddress, next.Version, next.Level = own.Name, own.Address, own.GossipAddress, own.Version, own.Level
-		if next == *row.Val {
+		if next == row.Val {
 			return nil
 		}
 		put, err := m.rows.put(from, &next, row.Index, 0)

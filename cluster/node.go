@@ -25,6 +25,7 @@ type Node struct {
 	port      *transport.Transport
 	advertise string
 	onForward atomic.Pointer[func(context.Context, []byte) ([]byte, error)]
+	onTell    atomic.Pointer[func(context.Context, []byte) error]
 	readIndex coalesced
 
 	switching sync.Mutex // Join, Leave and Shutdown, one at a time

@@ -3,10 +3,13 @@ package cluster
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -315,4 +318,44 @@ func TestThreeNodes(t *testing.T) {
 	for _, n := range nodes {
 		n.mustHave(index, "by0", "by1", "by2", "after the leader's death", "after a blackout")
 	}
+}
+
+// TestTellAll: every other member hears a message once; who is away is named in the error.
+func TestTellAll(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3, nil)
+	heard := make(chan string, 8)
+	for i, n := range nodes {
+		n.HandleTell(func(_ context.Context, message []byte) error {
+			heard <- fmt.Sprintf("%d:%s", i, message)
+			if string(message) == "bad" && i == 2 {
+				return errors.New("no use for that")
+			}
+			return nil
+		})
+	}
+	tell := func(message string, want []string, fault string) {
+		t.Helper()
+		err := nodes[0].TellAll(context.Background(), []byte(message))
+		if fault == "" && err != nil || fault != "" && (err == nil || !strings.Contains(err.Error(), fault)) {
+			t.Errorf("%s: %v, want an error with %q", message, err, fault)
+		}
+		var got []string
+		for len(heard) > 0 {
+			got = append(got, <-heard)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: heard by %v, want %v", message, got, want)
+		}
+	}
+	tell("hello", []string{"1:hello", "2:hello"}, "")
+	tell("bad", []string{"1:bad", "2:bad"}, "no use for that")
+	w := httptest.NewRecorder()
+	nodes[0].hear(w, httptest.NewRequest("POST", "/peer/tell", strings.NewReader("stranger")))
+	if w.Code != 500 || len(heard) > 0 {
+		t.Errorf("a stranger's message: %d %s", w.Code, w.Body)
+	}
+	gone := nodes[1].ID()
+	nodes[1].kill()
+	tell("again", []string{"2:again"}, gone)
 }

@@ -40,21 +40,21 @@ func newRows(s *state.Store) *rows {
 	return &rows{s, state.TableOf[entity.ClusterMeta](s), state.TableOf[entity.ClusterNode](s), state.TableOf[entity.ClusterToken](s)}
 }
 
-func (r *rows) clusterMeta() (*state.Row[entity.ClusterMeta], bool) {
+func (r *rows) clusterMeta() (state.Row[entity.ClusterMeta], bool) {
 	return r.meta.Get(r.store.View(), metaID)
 }
 
-func (r *rows) node(id string) (*state.Row[entity.ClusterNode], bool) {
+func (r *rows) node(id string) (state.Row[entity.ClusterNode], bool) {
 	key, err := state.ParseID(id)
 	if err != nil {
-		return nil, false
+		return state.Row[entity.ClusterNode]{}, false
 	}
 	return r.nodes.Get(r.store.View(), key)
 }
 
 // active lists the members by id.
-func (r *rows) active() []*state.Row[entity.ClusterNode] {
-	var list []*state.Row[entity.ClusterNode]
+func (r *rows) active() []state.Row[entity.ClusterNode] {
+	var list []state.Row[entity.ClusterNode]
 	for row := range r.nodes.All(r.store.View()) {
 		if row.Val.State == nodeActive {
 			list = append(list, row)

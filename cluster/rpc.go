@@ -109,6 +109,7 @@ func (n *Node) handler() http.Handler {
 			m.goodbye(transport.NodeID(r))
 		}
 	})
+	mux.HandleFunc("POST /peer/tell", n.hear)
 	mux.HandleFunc("POST /peer/snapshot", n.sendSnapshot)
 	return mux
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"io"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -11,10 +12,11 @@ import (
 	"concord/proxy/exchange"
 )
 
-// AccessLog writes one line per request in Kong's format (nginx's combined plus the request id). Requests never wait for the writer:
+// AccessLog writes one line per request, in Kong's format (nginx's combined plus the request id) or as a JSON object. Requests never wait for the writer:
 // lines gather in memory and one goroutine writes them; when it cannot follow, lines are dropped and counted.
 type AccessLog struct {
 	w    io.Writer
+	json bool
 	log  *slog.Logger
 	wake chan struct{}
 	done chan struct{}
@@ -34,9 +36,9 @@ const (
 	logMaxBytes   = 8 << 20 // held at most
 )
 
-// NewAccessLog starts writing to w until Close.
-func NewAccessLog(w io.Writer, log *slog.Logger) *AccessLog {
-	l := &AccessLog{w: w, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
+// NewAccessLog starts writing to w until Close; json chooses the format.
+func NewAccessLog(w io.Writer, json bool, log *slog.Logger) *AccessLog {
+	l := &AccessLog{w: w, json: json, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go l.run()
 	return l
 }
@@ -102,18 +104,39 @@ func (l *AccessLog) write(x *exchange.Exchange, secret []string) {
 		l.dropped++
 		return
 	}
-	b := l.buf
-	if a := x.ClientIP; a.IsValid() {
-		b = a.AppendTo(b)
+	if l.json {
+		l.buf = appendJSONLine(l.buf, x, secret)
 	} else {
-		b = x.Conn.Peer.Addr().Unmap().AppendTo(b)
+		l.buf = l.appendCombined(l.buf, x, secret)
 	}
+	if len(l.buf) >= logFlushBytes {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// clientOf is who asked, through trusted proxies.
+func clientOf(x *exchange.Exchange) netip.Addr {
+	if x.ClientIP.IsValid() {
+		return x.ClientIP
+	}
+	return x.Conn.Peer.Addr().Unmap()
+}
+
+// userOf is nginx's $remote_user: of basic authentication only.
+func userOf(x *exchange.Exchange) string {
+	if c := x.Credential; c != nil && c.Kind == "basic-auth" {
+		return c.Identifier
+	}
+	return ""
+}
+
+func (l *AccessLog) appendCombined(b []byte, x *exchange.Exchange, secret []string) []byte {
+	b = clientOf(x).AppendTo(b)
 	b = append(b, " - "...)
-	if c := x.Credential; c != nil && c.Kind == "basic-auth" && c.Identifier != "" {
-		b = appendLogText(b, c.Identifier)
-	} else {
-		b = append(b, '-')
-	}
+	b = appendLogText(b, orDash(userOf(x)))
 	b = append(b, ' ')
 	if s := x.Start.Unix(); s != l.second || l.stamp == nil {
 		l.second = s
@@ -140,14 +163,7 @@ func (l *AccessLog) write(x *exchange.Exchange, secret []string) {
 	b = appendLogText(b, orDash(x.Request.Header.Get("User-Agent")))
 	b = append(b, `" kong_request_id: "`...)
 	b = append(b, x.RequestID...)
-	b = append(b, "\"\n"...)
-	l.buf = b
-	if len(b) >= logFlushBytes {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
-	}
+	return append(b, "\"\n"...)
 }
 
 // bodySent is nginx's $body_bytes_sent as far as it is known: of a streamed body, head and framing are counted too.
@@ -190,8 +206,12 @@ var secretNames = []string{
 
 // appendLogURL is appendLogText with the values of secret query parameters replaced.
 func appendLogURL(b []byte, url string, secret []string) []byte {
+	return appendURL(b, url, secret, appendLogText)
+}
+
+func appendURL(b []byte, url string, secret []string, text func([]byte, string) []byte) []byte {
 	path, query, ok := strings.Cut(url, "?")
-	b = appendLogText(b, path)
+	b = text(b, path)
 	sep := byte('?')
 	for ok {
 		var pair string
@@ -200,10 +220,10 @@ func appendLogURL(b []byte, url string, secret []string) []byte {
 		sep = '&'
 		name, _, hasValue := strings.Cut(pair, "=")
 		if hasValue && isSecret(name, secret) {
-			b = appendLogText(b, name)
+			b = text(b, name)
 			b = append(b, "=REDACTED"...)
 		} else {
-			b = appendLogText(b, pair)
+			b = text(b, pair)
 		}
 	}
 	return b

@@ -55,7 +55,7 @@ func TestAccessLog(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := &safeBuffer{}
-			log := proxy.NewAccessLog(out, slog.New(slog.DiscardHandler))
+			log := proxy.NewAccessLog(out, false, slog.New(slog.DiscardHandler))
 			h := quickHandler(t, log)
 			x := &exchange.Exchange{Start: time.Now()}
 			x.Conn.Peer = netip.MustParseAddrPort("127.0.0.1:1")
@@ -79,7 +79,7 @@ func TestAccessLogOfRefusedRequest(t *testing.T) {
 	out := &safeBuffer{}
 	var log *proxy.AccessLog
 	g := start(t, func(o *proxy.Options) {
-		log = proxy.NewAccessLog(out, slog.New(slog.DiscardHandler))
+		log = proxy.NewAccessLog(out, false, slog.New(slog.DiscardHandler))
 		o.AccessLog = log
 	})
 	g.do("GET / HTTP/9.9")
@@ -94,7 +94,7 @@ func TestAccessLogOfRefusedRequest(t *testing.T) {
 // A writer that hangs or fails delays no request.
 func TestAccessLogNeverBlocks(t *testing.T) {
 	hang := make(chan struct{})
-	log := proxy.NewAccessLog(writerFunc(func(p []byte) (int, error) { <-hang; return 0, errors.New("broken") }), slog.New(slog.DiscardHandler))
+	log := proxy.NewAccessLog(writerFunc(func(p []byte) (int, error) { <-hang; return 0, errors.New("broken") }), false, slog.New(slog.DiscardHandler))
 	h := quickHandler(t, log)
 	x := new(exchange.Exchange)
 	done := make(chan struct{})

@@ -209,6 +209,7 @@ const (
 	fieldRealIP
 	fieldVia
 	fieldForwarded
+	fieldProxyAuth
 	fieldRequestID
 	fieldCount
 )
@@ -250,6 +251,10 @@ func fieldKind(name string) int {
 	case 18:
 		if alike(name, "x-forwarded-prefix") {
 			return fieldPrefix
+		}
+	case 19:
+		if alike(name, "proxy-authorization") { // for plugins of this gateway (basic-auth), not for the next hop
+			return fieldProxyAuth
 		}
 	}
 	return fieldOther

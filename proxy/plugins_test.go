@@ -211,7 +211,7 @@ func quickHandler(t testing.TB, log *proxy.AccessLog) *proxy.Handler {
 }
 
 func BenchmarkHandler(b *testing.B) {
-	log := proxy.NewAccessLog(discard{}, nil)
+	log := proxy.NewAccessLog(discard{}, false, nil)
 	defer log.Close()
 	for _, l := range []*proxy.AccessLog{nil, log} {
 		h := quickHandler(b, l)
@@ -234,7 +234,7 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func TestHandlerAllocatesNothing(t *testing.T) {
-	log := proxy.NewAccessLog(discard{}, nil)
+	log := proxy.NewAccessLog(discard{}, false, nil)
 	defer log.Close()
 	h := quickHandler(t, log)
 	for _, path := range []string{"/plain/x", "/key/x"} {

@@ -32,7 +32,15 @@ type logFile struct {
 	f  *os.File
 }
 
+// openLog opens a file to append to, or one of the process's own streams by its usual name: opening that name would fail where the
+// stream is a socket, as under systemd.
 func (n *node) openLog(path string) (*logFile, error) {
+	switch path {
+	case "/dev/stdout":
+		return &logFile{f: os.Stdout}, nil
+	case "/dev/stderr":
+		return &logFile{f: os.Stderr}, nil
+	}
 	l := &logFile{path: path}
 	if err := l.reopen(); err != nil {
 		return nil, err

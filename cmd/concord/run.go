@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"math"
@@ -26,11 +26,13 @@ import (
 	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/proxy"
+	"concord/proxy/balancer"
 	"concord/proxy/dataplane"
 	"concord/proxy/h1"
 	"concord/proxy/listen"
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
+	"concord/proxy/plugins/prometheus"
 	"concord/proxy/upstream"
 )
 
@@ -46,8 +48,12 @@ type node struct {
 	sockets  *sockets
 	cluster  *cluster.Node
 	compiler *dataplane.Compiler
+	balancer *balancer.Set
 	upstream *upstream.Transport
 	access   *proxy.AccessLog // nil: off
+	stats    proxy.Stats
+	counters *prometheus.Registry
+	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
 	front    front
 	servers  []*http.Server // Admin API and status
 	draining atomic.Bool
@@ -132,7 +138,8 @@ func (n *node) start() error {
 	if err := auth.CheckBind(addrs(n.s.AdminListen)); err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
-	plugins, err := choosePlugins(n.s.Plugins)
+	n.counters = prometheus.New()
+	plugins, err := choosePlugins(n.s.Plugins, n.counters)
 	if err != nil {
 		return err
 	}
@@ -140,8 +147,20 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	if n.sockets, err = openSockets(n.s, &n.front, hostname, n.log); err != nil { // first, so that a port in use is known before the cluster is touched
+	if n.sockets, err = openSockets(n.s, &n.front, n.certificate, hostname, n.log); err != nil { // first, so that a port in use is known before the cluster is touched
 		return err
+	}
+	roots, err := n.s.Roots()
+	if err != nil {
+		return fmt.Errorf("lua_ssl_trusted_certificate: %w", err)
+	}
+	var client *tls.Certificate
+	if n.s.ClientSSL {
+		pair, err := readPair(n.s.ClientSSLCert, n.s.ClientSSLCertKey)
+		if err != nil {
+			return fmt.Errorf("client_ssl_cert: %w", err)
+		}
+		client = &pair
 	}
 	keys, err := cluster.LoadKeys(n.s.Prefix)
 	if err != nil {
@@ -160,8 +179,9 @@ func (n *node) start() error {
 	}
 	n.notice("listening", "for", "cluster_listen", "address", n.s.ClusterListen, "advertised", n.cluster.Address(), "tls", true)
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
+	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log})
 	n.compiler = dataplane.New(dataplane.Options{
-		Store: machine.Store(), Plugins: plugins, Log: n.log,
+		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client,
 		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname},
 	})
 	n.upstream = upstream.New(upstream.Options{
@@ -172,6 +192,11 @@ func (n *node) start() error {
 		return err
 	}
 	return n.startAdmin(machine, plugins, hostname)
+}
+
+// certificate is asked in handshakes, of which there are none before the compiler has started.
+func (n *node) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return n.compiler.Certificate(hello)
 }
 
 // ownPorts are the listeners that the proxy must not reach.
@@ -204,8 +229,8 @@ func orElse[T comparable](v, zero T) T {
 }
 
 // choosePlugins resolves the setting plugins.
-func choosePlugins(names []string) ([]plugin.Plugin, error) {
-	known := all.Plugins()
+func choosePlugins(names []string, counters *prometheus.Registry) ([]plugin.Plugin, error) {
+	known := all.Plugins(counters)
 	var out []plugin.Plugin
 	for _, p := range known {
 		if slices.Contains(names, "bundled") || slices.Contains(names, p.Info.Name) {
@@ -223,9 +248,9 @@ func choosePlugins(names []string) ([]plugin.Plugin, error) {
 // newHandler makes a handler from those settings that a reload may change.
 func (n *node) newHandler(s *settings.Settings) *proxy.Handler {
 	return proxy.New(proxy.Options{
-		Holder: n.compiler.Holder(), Upstreams: n.upstream, Log: n.log, Product: product(), TrustedIPs: s.TrustedIPs, RealIPHeader: s.RealIPHeader,
+		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, Log: n.log, Product: product(), TrustedIPs: s.TrustedIPs, RealIPHeader: s.RealIPHeader,
 		RealIPRecursive: s.RealIPRecursive, Headers: s.Headers, HeadersUpstream: s.HeadersUpstream, ErrorDefaultType: s.ErrorDefaultType,
-		AccessLog: n.access, Committed: n.cluster.ReadIndex,
+		AccessLog: n.access, Stats: &n.stats, Committed: n.cluster.ReadIndex,
 	})
 }
 
@@ -244,15 +269,19 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := schemas[name]; return s, ok },
 	})
 	options := rest.Options{
-		Service: svc, Cluster: n.cluster, Plugins: described, Log: n.log,
+		Service: svc, Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Plugins: described, Log: n.log,
 		Guard: auth.NewGuard(auth.GuardOptions{Hosts: n.s.AdminAllowedHosts, Origins: n.s.AdminAllowedOrigins}),
 		Info: rest.Info{
-			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.front.counters, Ready: n.ready,
+			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.front.counters,
+			LogLevel: &rest.LogLevel{Var: n.level, Name: settings.LevelName, Parse: settings.ParseLevel}, Ready: n.ready,
 			Configuration: map[string]any{
 				"prefix": n.s.Prefix, "log_level": settings.LevelName(n.s.LogLevel), "plugins": n.s.Plugins,
 				"proxy_listen": text(n.s.ProxyListen), "admin_listen": text(n.s.AdminListen), "status_listen": text(n.s.StatusListen),
 			},
 		},
+	}
+	if _, chosen := schemas["prometheus"]; chosen {
+		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), started: time.Now()}).page
 	}
 	admin := http.Handler(rest.New(options))
 	if n.s.AdminAccessLog != "" {
@@ -266,14 +295,6 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 	n.serve("admin_listen", n.sockets.admin, n.s.AdminListen)
 	n.serveHTTP(n.sockets.statusConns, rest.NewStatus(options))
 	n.serve("status_listen", n.sockets.status, n.s.StatusListen)
-	return nil
-}
-
-// ready says whether load balancers should send traffic.
-func (n *node) ready() error {
-	if n.draining.Load() {
-		return errors.New("the node is stopping")
-	}
 	return nil
 }
 
@@ -306,7 +327,7 @@ func (n *node) startProxy() error {
 		if err != nil {
 			return fmt.Errorf("proxy_access_log: %w", err)
 		}
-		n.access = proxy.NewAccessLog(f, n.log)
+		n.access = proxy.NewAccessLog(f, n.s.AccessLogJSON, n.log)
 	}
 	n.front.log, n.front.clock = n.log, h1.NewClock()
 	n.front.use(n.newHandler(n.s))
@@ -374,6 +395,9 @@ func (n *node) stop(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		n.compiler.Close(ctx)
 		cancel()
+	}
+	if n.balancer != nil {
+		n.balancer.Close()
 	}
 	if n.upstream != nil {
 		n.upstream.Close()

@@ -22,16 +22,24 @@ type sockets struct {
 	adminConns, statusConns *handOver
 }
 
+// choose picks the certificate for a client of proxy_listen, nil for that of the settings.
+type choose func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
 // openSockets opens all listeners, or none. Connections of proxy_listen go to front.
-func openSockets(s *settings.Settings, front listen.ConnServer, hostname string, log *slog.Logger) (*sockets, error) {
-	proxyTLS, err := tlsConfig(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
+func openSockets(s *settings.Settings, front listen.ConnServer, certificate choose, hostname string, log *slog.Logger) (*sockets, error) {
+	proxyCert, err := ownCertificate(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ssl_cert: %w", err)
 	}
-	adminTLS, err := tlsConfig(s.AdminSSLCert, s.AdminSSLCertKey, s.Path("ssl"), hostname)
+	adminCert, err := ownCertificate(s.AdminSSLCert, s.AdminSSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("admin_ssl_cert: %w", err)
 	}
+	o := listen.TLSOptions{Default: proxyCert, Choose: certificate, CipherSuites: s.CipherSuites()}
+	o.Min, o.Max = s.TLSVersions()
+	proxyTLS := listen.TLSConfig(o)
+	o.Default, o.Choose = adminCert, nil
+	adminTLS := listen.TLSConfig(o)
 	adminTLS.NextProtos = []string{"h2", "http/1.1"}
 	out := &sockets{adminConns: newHandOver(), statusConns: newHandOver()}
 	for _, g := range []struct {
@@ -65,22 +73,24 @@ func (s *sockets) close() {
 	}
 }
 
-// tlsConfig serves the certificate of the settings, paths or PEM, or the prefix's own.
-func tlsConfig(cert string, key settings.Secret, dir, hostname string) (*tls.Config, error) {
+// ownCertificate is that of the settings, paths or PEM, or the prefix's own.
+func ownCertificate(cert string, key settings.Secret, dir, hostname string) (tls.Certificate, error) {
 	if cert == "" {
-		pair, err := listen.DefaultCertificate(dir, hostname)
-		return listen.TLSConfig(pair), err
+		return listen.DefaultCertificate(dir, hostname)
 	}
+	return readPair(cert, key)
+}
+
+func readPair(cert string, key settings.Secret) (tls.Certificate, error) {
 	c, err := settings.ReadPEM(cert)
 	if err != nil {
-		return nil, err
+		return tls.Certificate{}, err
 	}
 	k, err := settings.ReadPEM(key.Reveal())
 	if err != nil {
-		return nil, err
+		return tls.Certificate{}, err
 	}
-	pair, err := tls.X509KeyPair(c, k)
-	return listen.TLSConfig(pair), err
+	return tls.X509KeyPair(c, k)
 }
 
 // handOver gives the connections of a listen.Group to a net/http server, as its listener.

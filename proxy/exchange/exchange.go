@@ -132,6 +132,9 @@ type Exchange struct {
 	Tries int
 	// BytesSent is what was written to the client, head included. Filled by the front end before Handler.Finish.
 	BytesSent int64
+	// BytesReceived is what was read of the request, head and body; of an HTTP/2 head as RFC 9113 §6.5.2 counts. Filled by the front end before
+	// Handler.Finish.
+	BytesReceived int64
 
 	// Pinned is the data-plane snapshot of this exchange; owned by the handler.
 	Pinned any
@@ -144,7 +147,8 @@ type Exchange struct {
 
 	id         [32]byte
 	arena      arena
-	credential Credential // storage of SetCredential
+	credential Credential      // storage of SetCredential
+	consumer   entity.Consumer // storage of SetConsumer
 	gone       gone
 }
 
@@ -171,6 +175,12 @@ func (x *Exchange) Reset() {
 	}
 	x.Request.Header, x.Request.Trailer, x.Response.Header, x.Response.Trailer = h1, t1, h2, t2
 	x.Groups, x.Captures, x.State, x.arena = groups, captures, state, a
+}
+
+// SetConsumer makes c the client, without allocating.
+func (x *Exchange) SetConsumer(c *entity.Consumer) {
+	x.consumer = *c
+	x.Consumer = &x.consumer
 }
 
 // SetCredential makes c the credential that authenticated the client, without allocating.

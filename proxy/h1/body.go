@@ -50,6 +50,7 @@ type bodyReader struct {
 	err     error // sticky; io.EOF: complete
 	closed  atomic.Bool
 	ended   atomic.Bool  // err is io.EOF; may be asked by another goroutine than the reading one
+	got     atomic.Int64 // bytes handed out; as above
 	before  func() error // called once before the first read from the connection
 }
 
@@ -59,6 +60,7 @@ func (b *bodyReader) start(w *wire, buf []byte, r, e int, mode uint8, length int
 	b.state, b.excess, b.err, b.before = chunkSize, 0, nil, nil
 	b.closed.Store(false)
 	b.ended.Store(false)
+	b.got.Store(0)
 	if mode == bodyNone || mode == bodyLength && length == 0 {
 		b.mode, b.err = bodyNone, io.EOF
 		b.ended.Store(true)
@@ -79,6 +81,7 @@ func (b *bodyReader) Next() ([]byte, error) {
 	case bodyToEOF:
 		p, b.err = b.nextToEOF()
 	}
+	b.got.Store(b.got.Load() + int64(len(p))) // one goroutine at a time reads
 	if b.err == io.EOF {
 		b.ended.Store(true)
 	}

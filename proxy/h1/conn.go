@@ -275,6 +275,7 @@ func (c *conn) advance(fd int) verdict {
 		}
 		w.scanned, w.blank, c.headBy = 0, false, time.Time{}
 		w.r += n
+		w.x.BytesReceived = int64(n)
 		r := &w.x.Request
 		if fd >= 0 && (r.Length < 0 || r.Length > int64(w.e-w.r) || r.Upgrade != "") {
 			w.ready = true
@@ -337,6 +338,7 @@ func (c *conn) exchangeOn(fd int) bool {
 		x.Request.Body = nil
 	case n > 0 && n <= int64(w.e-w.r):
 		x.Request.SetBody(w.in[w.r : w.r+int(n)])
+		x.BytesReceived += n
 		x.Request.Expect100 = false
 		w.r += int(n)
 	default:
@@ -353,6 +355,9 @@ func (c *conn) exchangeOn(fd int) bool {
 	}
 	c.s.o.Handler.Serve(x)
 	keep := c.respond(streamed)
+	if streamed {
+		x.BytesReceived += w.body.got.Load()
+	}
 	c.s.o.Handler.Finish(x)
 	if streamed {
 		keep = c.afterBody() && keep

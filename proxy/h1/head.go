@@ -411,8 +411,6 @@ func (f *framing) note(name, value, raw []byte, index int, request bool) (bool, 
 		}
 	case 18:
 		return !fold(name, "proxy-authenticate"), nil
-	case 19:
-		return !fold(name, "proxy-authorization"), nil
 	}
 	return true, nil
 }

@@ -131,7 +131,7 @@ func (h *head) note(name, value string) (bool, *streamError) {
 		}
 		h.te = true
 		return false, nil
-	case "trailer", "http2-settings", "proxy-authenticate", "proxy-authorization":
+	case "http2-settings", "proxy-authenticate":
 		return false, nil
 	case "content-length":
 		n, ok := h1.ParseLength(value)

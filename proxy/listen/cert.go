@@ -101,7 +101,31 @@ func writePEM(name, kind string, der []byte, mode os.FileMode) error {
 	return os.Rename(f.Name(), name)
 }
 
-// TLSConfig serves the first certificate whose names fit the client's SNI, else the first of the list.
-func TLSConfig(certificates ...tls.Certificate) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: certificates, NextProtos: []string{"http/1.1"}}
+// TLSOptions configure TLSConfig.
+type TLSOptions struct {
+	Default tls.Certificate // for names without a certificate of their own
+	// Choose returns the certificate for a client, nil for the default. It is asked for each handshake; nil: there is only the
+	// default.
+	Choose       func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Min, Max     uint16   // versions; 0: TLS 1.2 and the newest
+	CipherSuites []uint16 // of TLS 1.2 and older; nil: those crypto/tls takes for safe
+}
+
+// TLSConfig serves TLS to clients.
+func TLSConfig(o TLSOptions) *tls.Config {
+	if o.Min == 0 {
+		o.Min = tls.VersionTLS12
+	}
+	return &tls.Config{
+		MinVersion: o.Min, MaxVersion: o.Max, CipherSuites: o.CipherSuites, NextProtos: []string{"http/1.1"},
+		// Not in Certificates: then Choose would not be asked about clients without SNI.
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if o.Choose != nil {
+				if c, err := o.Choose(hello); c != nil || err != nil {
+					return c, err
+				}
+			}
+			return &o.Default, nil
+		},
+	}
 }

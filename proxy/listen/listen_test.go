@@ -124,7 +124,17 @@ func open(t *testing.T, set func(*listen.Options)) (*listen.Group, *h1.Server, [
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := listen.Options{Specs: specs, Server: srv, TLS: listen.TLSConfig(cert, named(t, "a.example.com"), named(t, "*.wild.example.com")), Log: slog.New(slog.DiscardHandler)}
+	special := named(t, "a.example.com")
+	choose := func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		switch hello.ServerName {
+		case "a.example.com":
+			return &special, nil
+		case "broken.example.com":
+			return nil, errors.New("cannot be read")
+		}
+		return nil, nil
+	}
+	o := listen.Options{Specs: specs, Server: srv, TLS: listen.TLSConfig(listen.TLSOptions{Default: cert, Choose: choose}), Log: slog.New(slog.DiscardHandler)}
 	if set != nil {
 		set(&o)
 	}
@@ -228,11 +238,18 @@ func TestPlainAndTLSOnBothPorts(t *testing.T) {
 func TestCertificateBySNI(t *testing.T) {
 	_, _, addrs := open(t, nil)
 	for sni, want := range map[string]string{
-		"a.example.com": "a.example.com", "x.wild.example.com": "*.wild.example.com", "other.org": "localhost", "": "localhost",
+		"a.example.com": "a.example.com", "other.org": "localhost", "": "localhost",
 	} {
 		if got := dialTLS(t, addrs[1], sni).ConnectionState().PeerCertificates[0].DNSNames[0]; got != want {
 			t.Errorf("SNI %q: certificate of %s, want %s", sni, got, want)
 		}
+	}
+	if c, err := tls.Dial("tcp", addrs[1], &tls.Config{InsecureSkipVerify: true, ServerName: "broken.example.com"}); err == nil {
+		c.Close()
+		t.Error("a name whose certificate cannot be used was served with another one")
+	}
+	if c := listen.TLSConfig(listen.TLSOptions{}); c.MinVersion != tls.VersionTLS12 {
+		t.Errorf("TLS begins at %#x", c.MinVersion)
 	}
 }
 

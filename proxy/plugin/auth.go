@@ -60,28 +60,25 @@ func (a *Auth) Access(x *exchange.Exchange, how Authenticator) error {
 	if a.anonymous == "" || exit.Status != 401 {
 		return exit
 	}
-	c := a.anonymousConsumer(v)
-	if c == nil {
+	c, ok := a.anonymousConsumer(v)
+	if !ok {
 		msg := fmt.Sprintf("anonymous consumer %s is configured but doesn't exist", a.anonymous)
 		a.log.Error(msg)
 		return Refuse(500, msg, "")
 	}
 	x.Credential = nil
-	identify(x, c)
+	identify(x, &c.Val)
 	x.Request.Header.Add(HeaderAnonymous, "true")
 	return nil
 }
 
-func (a *Auth) anonymousConsumer(v *state.View) *entity.Consumer {
+func (a *Auth) anonymousConsumer(v *state.View) (state.Row[entity.Consumer], bool) {
 	if a.isID {
 		if row, ok := a.consumers.Get(v, a.id); ok {
-			return row.Val
+			return row, true
 		}
 	}
-	if row, ok := a.consumers.By(v, "username", a.anonymous); ok {
-		return row.Val
-	}
-	return nil
+	return a.consumers.By(v, "username", a.anonymous)
 }
 
 // Accept gives the exchange the identity of a credential's consumer. It is false, and nothing is changed, when there is no such consumer.
@@ -95,7 +92,7 @@ func (a *Auth) Accept(x *exchange.Exchange, v *state.View, consumer entity.Ref, 
 		return false
 	}
 	x.SetCredential(c)
-	identify(x, row.Val)
+	identify(x, &row.Val)
 	x.Request.Header.Add(HeaderCredentialIdentifier, c.Identifier)
 	return true
 }
@@ -105,7 +102,7 @@ var identity = exchange.NewNameSet(HeaderConsumerID, HeaderConsumerCustomID, Hea
 
 // identify makes c the consumer. What else belongs to an identity is removed.
 func identify(x *exchange.Exchange, c *entity.Consumer) {
-	x.Consumer = c
+	x.SetConsumer(c)
 	h := &x.Request.Header
 	h.DelSet(identity)
 	h.Add(HeaderConsumerID, c.ID)

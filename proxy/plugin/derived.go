@@ -1,19 +1,25 @@
 package plugin
 
 import (
+	"strings"
 	"sync"
 
 	"concord/fsm/state"
 )
 
 // Derived keeps what a plugin computes from rows of the store (parsed keys, a consumer's groups), so that a request finds it
-// with one look-up. A value belongs to one version of a row: K is the row's decoded entity, and a new version is a new pointer.
+// with one look-up.
 type Derived[K, D any] struct {
 	store   *state.Store
 	rows    *state.Table[K]
 	id      func(*K) string
 	compute func(*state.View, *K) *D
-	m       sync.Map // *K → *D
+	shards  [16]shard[D] // by the last digit of the id
+}
+
+type shard[D any] struct {
+	mu sync.RWMutex
+	m  map[string]*D // by the row's id
 }
 
 // NewDerived watches the store for its lifetime. The value of a row is dropped when the row changes; touched, if not nil, gives
@@ -22,19 +28,17 @@ func NewDerived[K, D any](store *state.Store, id func(*K) string, compute func(*
 	d := &Derived[K, D]{store: store, rows: state.TableOf[K](store), id: id, compute: compute}
 	store.Subscribe(func(c state.Changes) {
 		if c.Reset {
-			d.m.Clear()
+			for i := range d.shards {
+				d.shards[i].clear()
+			}
 			return
 		}
 		for _, ch := range c.List {
-			if old, ok := ch.Old.(*K); ok {
-				d.m.Delete(old)
-			}
 			for _, row := range []any{ch.Old, ch.New} {
-				if touched == nil || row == nil {
-					continue
-				}
-				if k := d.current(store.View(), touched(row)); k != nil {
-					d.m.Delete(k)
+				if k, ok := row.(*K); ok {
+					d.drop(d.id(k))
+				} else if touched != nil && row != nil {
+					d.drop(touched(row))
 				}
 			}
 		}
@@ -42,26 +46,48 @@ func NewDerived[K, D any](store *state.Store, id func(*K) string, compute func(*
 	return d
 }
 
-// Of is the value for k, a row of view v or of one before.
-func (d *Derived[K, D]) Of(v *state.View, k *K) *D {
-	if x, ok := d.m.Load(k); ok {
-		return x.(*D)
+func (d *Derived[K, D]) shard(id string) *shard[D] { return &d.shards[id[len(id)-1]%16] }
+
+func (d *Derived[K, D]) drop(id string) {
+	if id != "" {
+		s := d.shard(id)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.m, id)
 	}
-	val := d.compute(v, k)
-	d.m.Store(k, val)
-	// A commit after this check reports its changes after the Store above, so it drops the value; one before it may have
-	// reported already, so the value is not kept.
-	if d.store.View() != v || d.current(v, d.id(k)) != k {
-		d.m.Delete(k)
-	}
-	return val
 }
 
-func (d *Derived[K, D]) current(v *state.View, id string) *K {
-	if key, err := state.ParseID(id); err == nil {
-		if row, ok := d.rows.Get(v, key); ok {
-			return row.Val
-		}
+func (s *shard[D]) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.m)
+}
+
+// Of is the value for k, a row of view v or of one before. The value may be of a later version of the row: it is never older than v.
+func (d *Derived[K, D]) Of(v *state.View, k *K) *D {
+	id := d.id(k)
+	s := d.shard(id)
+	s.mu.RLock()
+	val := s.m[id]
+	s.mu.RUnlock()
+	if val != nil {
+		return val
 	}
-	return nil
+	row := *k // so that k itself may stay on the caller's stack
+	key, err := state.ParseID(id)
+	now, found := d.rows.Get(v, key)
+	if err == nil && found {
+		row = now.Val
+	}
+	val = d.compute(v, &row)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A commit from here on reports its changes when the lock is free, and drops the value; one before may have reported already.
+	if found && d.store.View() == v {
+		if s.m == nil {
+			s.m = make(map[string]*D)
+		}
+		s.m[strings.Clone(id)] = val
+	}
+	return val
 }

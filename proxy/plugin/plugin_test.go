@@ -19,7 +19,7 @@ func consumer(t *testing.T, g *plugintest.Gateway, username string) (*state.View
 	if !ok {
 		t.Fatalf("no consumer %s", username)
 	}
-	return v, row.Val
+	return v, &row.Val
 }
 
 func consumerID(c *entity.Consumer) string { return c.ID }

@@ -101,6 +101,9 @@ func (s *Settings) crossCheck() (errs []error) {
 			errs = append(errs, fmt.Errorf("%s and %s_key go together: set both or neither", pair[0], pair[0]))
 		}
 	}
+	if s.ClientSSL && (s.ClientSSLCert == "" || s.ClientSSLCertKey.Reveal() == "") {
+		errs = append(errs, errors.New("client_ssl is on: set client_ssl_cert and client_ssl_cert_key too"))
+	}
 	seen := map[string]string{}
 	for _, group := range []struct {
 		key  string

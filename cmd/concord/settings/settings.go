@@ -25,6 +25,7 @@ type Settings struct {
 
 	LogLevel       slog.Level
 	ProxyAccessLog string // absolute path, "" for off
+	AccessLogJSON  bool
 	AdminAccessLog string
 	ErrorLog       string // of a daemonised node
 
@@ -47,6 +48,12 @@ type Settings struct {
 
 	SSLCert, AdminSSLCert       string // path or PEM; "" for a self-signed one made in the prefix
 	SSLCertKey, AdminSSLCertKey Secret
+	SSLCipherSuite              string // modern, intermediate or old
+	SSLMin, SSLMax              uint16 // versions as crypto/tls has them; 0 for those of the suite
+	ClientSSL                   bool
+	ClientSSLCert               string // path or PEM
+	ClientSSLCertKey            Secret
+	TrustedCertificates         []string // "system", paths, PEM
 
 	TrustedIPs       []netip.Prefix
 	RealIPHeader     string

@@ -145,13 +145,23 @@ func LevelName(l slog.Level) string {
 	return name
 }
 
+// ParseLevel is the reverse of LevelName.
+func ParseLevel(name string) (slog.Level, bool) {
+	for _, e := range levels {
+		if e.name == name {
+			return e.level, true
+		}
+	}
+	return 0, false
+}
+
 func level(s *Settings, v string) error {
+	if l, ok := ParseLevel(v); ok {
+		s.LogLevel = l
+		return nil
+	}
 	var names []string
 	for _, e := range levels {
-		if e.name == v {
-			s.LogLevel = e.level
-			return nil
-		}
 		names = append(names, e.name)
 	}
 	return fmt.Errorf("is not a log level (%s)", strings.Join(names, ", "))
@@ -249,5 +259,13 @@ func errorType(s *Settings, v string) error {
 		return fmt.Errorf("is not a type of error body (%s)", strings.Join(types, ", "))
 	}
 	s.ErrorDefaultType = v
+	return nil
+}
+
+func logFormat(s *Settings, v string) error {
+	if v != "combined" && v != "json" {
+		return errors.New("is not a format of access logs: write combined or json")
+	}
+	s.AccessLogJSON = v == "json"
 	return nil
 }

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// readyPatience is how long a question for readiness may wait for an answer of the leader; probes give up after a second or so.
+const readyPatience = 500 * time.Millisecond
+
+// ready says whether load balancers should send traffic. A node that starts, or has just joined, may be far behind: it is ready once
+// its data plane has published all that the leader had committed at some moment since. From then on it stays ready, also
+// without a leader: traffic does not depend on the cluster.
+func (n *node) ready() error {
+	if n.draining.Load() {
+		return errors.New("the node is stopping")
+	}
+	who := n.cluster.ClusterID() + " " + n.cluster.ID()
+	if known := n.upToDate.Load(); known != nil && *known == who {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), readyPatience)
+	defer cancel()
+	index, err := n.cluster.ReadIndex(ctx)
+	if err != nil {
+		return fmt.Errorf("the node has not caught up yet: no leader tells how far the cluster is: %w", err)
+	}
+	holder := n.compiler.Holder()
+	if err := holder.Wait(ctx, index); err != nil {
+		return fmt.Errorf("the node has not caught up yet: it serves config index %d, the cluster has %d", holder.PublishedIndex(), index)
+	}
+	n.upToDate.Store(&who)
+	return nil
+}

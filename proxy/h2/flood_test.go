@@ -1,0 +1,296 @@
+package h2
+
+import (
+	"errors"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"concord/proxy/exchange"
+)
+
+// TestFloods is D3: frames that serve nothing end with ENHANCE_YOUR_CALM, long before they could cost much.
+func TestFloods(t *testing.T) {
+	const enough = 300000 // frames; the server stops listening much earlier
+	tests := []struct {
+		name  string
+		start func(c *rawClient)
+		flood func(c *rawClient, i uint32) error
+	}{
+		{name: "rapid reset", flood: func(c *rawClient, i uint32) error {
+			if err := c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: c.block(getFields...), EndHeaders: true, EndStream: true}); err != nil {
+				return err
+			}
+			return c.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		}},
+		{name: "streams that are refused", flood: func(c *rawClient, i uint32) error {
+			return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: c.block(append(getFields, "x-hang", "1")...), EndHeaders: true})
+		}},
+		{name: "malformed requests", flood: func(c *rawClient, i uint32) error {
+			return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: c.block("a", "b"), EndHeaders: true, EndStream: true})
+		}},
+		{name: "continuation", start: func(c *rawClient) {
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))
+		}, flood: func(c *rawClient, i uint32) error {
+			return c.fr.WriteContinuation(1, false, c.block("x", strings.Repeat("y", 1000)))
+		}},
+		{name: "empty continuation", start: func(c *rawClient) {
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))
+		}, flood: func(c *rawClient, i uint32) error { return c.fr.WriteContinuation(1, false, nil) }},
+		{name: "settings", flood: func(c *rawClient, i uint32) error {
+			return c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: i % 100000})
+		}},
+		{name: "settings acknowledgements", flood: func(c *rawClient, i uint32) error { return c.fr.WriteSettingsAck() }},
+		{name: "ping", flood: func(c *rawClient, i uint32) error { return c.fr.WritePing(false, [8]byte{1}) }},
+		{name: "ping acknowledgements", flood: func(c *rawClient, i uint32) error { return c.fr.WritePing(true, [8]byte{1}) }},
+		{name: "priority", flood: func(c *rawClient, i uint32) error {
+			return c.fr.WritePriority(1, http2.PriorityParam{StreamDep: 3})
+		}},
+		{name: "window updates", flood: func(c *rawClient, i uint32) error { return c.fr.WriteWindowUpdate(0, 1) }},
+		{name: "unknown frames", flood: func(c *rawClient, i uint32) error { return c.fr.WriteRawFrame(0x42, 0, 0, nil) }},
+		{name: "goaway", flood: func(c *rawClient, i uint32) error { return c.fr.WriteGoAway(0, 0, nil) }},
+		{name: "resets of a closed stream", start: func(c *rawClient) { c.headers(1, true, getFields...) },
+			flood: func(c *rawClient, i uint32) error { return c.fr.WriteRSTStream(1, 0) }},
+		{name: "empty data", start: func(c *rawClient) { c.headers(1, false, append(postFields, "x-hang", "1")...) },
+			flood: func(c *rawClient, i uint32) error { return c.fr.WriteData(1, false, nil) }},
+		{name: "padding", start: func(c *rawClient) { c.headers(1, false, append(postFields, "x-hang", "1")...) },
+			flood: func(c *rawClient, i uint32) error {
+				if i > 200 {
+					time.Sleep(10 * time.Microsecond) // the window comes back
+				}
+				return c.fr.WriteDataPadded(1, false, nil, make([]byte, 100))
+			}},
+		{name: "windows of one byte", start: func(c *rawClient) {
+			c.do(c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+			c.headers(1, true, append(getFields, "x-big", "1")...)
+		}, flood: func(c *rawClient, i uint32) error { return c.fr.WriteWindowUpdate(1, 1) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h := &handlerFunc{serve: func(x *exchange.Exchange) {
+				if x.Request.Header.Has("x-hang") {
+					gone := make(chan struct{})
+					x.OnGone(func() { close(gone) })
+					<-gone
+					x.OnGone(nil)
+				}
+				x.Response.Status = 200
+				if x.Request.Header.Has("x-big") {
+					x.Response.SetBody(make([]byte, 1<<20))
+				}
+			}}
+			s, addr := startServer(t, Options{Handler: h})
+			c := dialRaw(t, addr).hello()
+			if tt.start != nil {
+				tt.start(c)
+			}
+			sent := make(chan int, 1)
+			go func() {
+				for i := uint32(0); i < enough; i++ {
+					if err := tt.flood(c, i); err != nil {
+						sent <- int(i)
+						return
+					}
+				}
+				sent <- enough
+			}()
+			a := c.drainAll()
+			if a != http2.ErrCodeEnhanceYourCalm {
+				t.Errorf("ended with %v", a)
+			}
+			if n := <-sent; n == enough {
+				t.Error("the server listened to all of it")
+			}
+			waitFor(t, "something stays behind", func() bool {
+				served, finished := h.counts()
+				return s.Conns() == 0 && served == finished
+			})
+			if n, _ := h.counts(); n > 3*calmBurst {
+				t.Errorf("%d handlers ran", n)
+			}
+		})
+	}
+}
+
+// drainAll reads, answering nothing, until the connection is over, and returns the last code.
+func (c *rawClient) drainAll() http2.ErrCode {
+	code := http2.ErrCode(0xffff)
+	for {
+		c.nc.SetReadDeadline(time.Now().Add(c.idle))
+		f, err := c.fr.ReadFrame()
+		if g, ok := f.(*http2.GoAwayFrame); ok {
+			code = g.ErrCode
+		}
+		if err != nil {
+			var se http2.StreamError
+			if errors.As(err, &se) {
+				continue
+			}
+			c.nc.Close()
+			return code
+		}
+	}
+}
+
+// TestHonestWork: what honest clients do is not taken for a flood.
+func TestHonestWork(t *testing.T) {
+	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: func(x *exchange.Exchange) {
+		x.Response.Status = 200
+		x.Response.SetBody(make([]byte, 40000))
+	}}})
+	c := dialRaw(t, addr).hello()
+	for i := range uint32(3000) {
+		// Two window updates for each of three frames and a ping for each answer, as gRPC's bandwidth estimate does.
+		c.do(c.fr.WritePing(false, [8]byte{1}))
+		c.headers(2*i+1, true, getFields...)
+		if a := c.await(2*i + 1); len(a.body) != 40000 {
+			t.Fatalf("request %d: %+v", i, a)
+		}
+	}
+}
+
+// TestHeaderBomb: a small block that stands for very many large fields is answered with 431 and costs no memory.
+func TestHeaderBomb(t *testing.T) {
+	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: echo}})
+	c := dialRaw(t, addr).hello()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for id := uint32(1); id < 41; id += 2 {
+		block := c.block(append(getFields, "bomb", strings.Repeat("b", 3900))...) // now in the dynamic table
+		block = append(block, strings.Repeat("\xbe", 12000)...)                    // index 62, again and again
+		c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true, EndStream: true}))
+		if a := c.await(id); a.status != "431" {
+			t.Fatalf("%+v", a)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 20 {
+		t.Errorf("%d MB were allocated for 20 blocks of 47 MB", n)
+	}
+	if !c.alive(41) {
+		t.Error("the connection ended")
+	}
+}
+
+// TestTimeouts: nothing is waited for without end. D2 among them.
+func TestTimeouts(t *testing.T) {
+	const short, long = 100 * time.Millisecond, time.Hour
+	hang := func(x *exchange.Exchange) {
+		if x.Request.Body == nil {
+			x.Response.Status = 200
+			x.Response.SetBody(make([]byte, 1<<20))
+			return
+		}
+		if _, err := readBody(x.Request.Body); errors.Is(err, errBodyTime) {
+			x.Response.Status = 408
+		}
+	}
+	tests := []struct {
+		name  string
+		o     Options
+		do    func(c *rawClient)
+		check func(t *testing.T, a *answer)
+	}{
+		{name: "D2 nothing", o: Options{HeaderTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {}, check: closedWith(http2.ErrCodeSettingsTimeout)},
+		{name: "half a preface", o: Options{HeaderTimeout: short, IdleTimeout: long}, do: func(c *rawClient) { c.write([]byte(Preface[:20])) },
+			check: closedWith(http2.ErrCodeSettingsTimeout)},
+		{name: "preface only", o: Options{HeaderTimeout: short, IdleTimeout: long}, do: func(c *rawClient) { c.write([]byte(Preface)) },
+			check: closedWith(http2.ErrCodeSettingsTimeout)},
+		{name: "half a frame", o: Options{HeaderTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {
+			c.hello()
+			c.write([]byte{0, 0, 10, 1})
+		}, check: closedWith(http2.ErrCodeEnhanceYourCalm)},
+		{name: "half a block, kept alive", o: Options{HeaderTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {
+			c.hello()
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))
+			go func() {
+				for c.fr.WriteContinuation(1, false, []byte{0, 1, 'x', 1, 'y'}) == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}()
+		}, check: closedWith(http2.ErrCodeEnhanceYourCalm)},
+		{name: "idle", o: Options{IdleTimeout: short}, do: func(c *rawClient) { c.hello() }, check: closedWith(http2.ErrCodeNo)},
+		{name: "idle, pinging", o: Options{IdleTimeout: short}, do: func(c *rawClient) {
+			c.hello()
+			go func() {
+				for c.fr.WritePing(false, [8]byte{}) == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}()
+		}, check: closedWith(http2.ErrCodeNo)},
+		{name: "body", o: Options{BodyTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {
+			c.hello()
+			c.headers(1, false, postFields...)
+			c.data(1, false, "begun")
+		}, check: func(t *testing.T, a *answer) {
+			if a.status != "408" {
+				t.Errorf("%+v", a)
+			}
+		}},
+		{name: "window stays 0", o: Options{WriteTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {
+			c.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+			c.headers(1, true, getFields...)
+		}, check: func(t *testing.T, a *answer) {
+			if !a.wasReset || a.reset != http2.ErrCodeCancel {
+				t.Errorf("%+v", a)
+			}
+		}},
+		{name: "window trickles", o: Options{WriteTimeout: short, IdleTimeout: long}, do: func(c *rawClient) {
+			c.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+			c.headers(1, true, getFields...)
+			go func() {
+				for c.fr.WriteWindowUpdate(1, 300) == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}()
+		}, check: func(t *testing.T, a *answer) {
+			if !a.wasReset || a.reset != http2.ErrCodeCancel {
+				t.Errorf("%+v", a)
+			}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			h := &handlerFunc{serve: hang}
+			tt.o.Handler = h
+			_, addr := startServer(t, tt.o)
+			c := dialRaw(t, addr)
+			c.mute = true
+			tt.do(c)
+			tt.check(t, c.await(1))
+			c.nc.Close()
+			waitFor(t, "the handler hangs", func() bool { n, m := h.counts(); return n == m })
+		})
+	}
+}
+
+func closedWith(code http2.ErrCode) func(t *testing.T, a *answer) {
+	return func(t *testing.T, a *answer) {
+		if a.goaway == nil || a.goaway.ErrCode != code {
+			t.Errorf("%+v", a)
+		}
+	}
+}
+
+// TestSocketStall: a client that reads nothing at all is cut when the kernel takes no more.
+func TestSocketStall(t *testing.T) {
+	h := &handlerFunc{serve: func(x *exchange.Exchange) {
+		x.Response.Status = 200
+		x.Response.SetBody(make([]byte, 64<<20))
+	}}
+	s, addr := startServer(t, Options{Handler: h, WriteTimeout: 200 * time.Millisecond})
+	c := dialRaw(t, addr)
+	c.nc.(*net.TCPConn).SetReadBuffer(4096)
+	c.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
+	c.do(c.fr.WriteWindowUpdate(0, 1<<31-1-65535))
+	c.headers(1, true, getFields...)
+	waitFor(t, "the connection lives on", func() bool {
+		n, m := h.counts()
+		return n == 1 && m == 1 && s.Conns() == 0
+	})
+}
