@@ -102,14 +102,17 @@ func (p *Page) label(sep byte, name, value string) {
 // escaped writes text so that it stays what it is: a name in the configuration must not end a line and forge the next one.
 func (p *Page) escaped(s string, quotes bool) {
 	s = strings.ToValidUTF8(s, "\uFFFD")
+	done := 0
 	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '\n':
-			p.b = append(p.b, '\\', 'n')
-		case c == '\\' || c == '"' && quotes:
-			p.b = append(p.b, '\\', c)
-		default:
-			p.b = append(p.b, c)
+		c := s[i]
+		if c != '\n' && c != '\\' && (c != '"' || !quotes) {
+			continue
 		}
+		p.b = append(p.b, s[done:i]...)
+		if done = i + 1; c == '\n' {
+			c = 'n'
+		}
+		p.b = append(p.b, '\\', c)
 	}
+	p.b = append(p.b, s[done:]...)
 }

@@ -178,7 +178,7 @@ func TestStatusListener(t *testing.T) {
 		api.ServeHTTP(w, r)
 		return w
 	}
-	for path, want := range map[string]int{"/status": 200, "/status/ready": 200, "/services": 404, "/": 404} {
+	for path, want := range map[string]int{"/status": 200, "/status/ready": 200, "/services": 404, "/": 404, "/metrics": 404} {
 		if w := get(path); w.Code != want || w.Header().Get("Access-Control-Allow-Origin") != "" {
 			t.Errorf("%s: %d %v", path, w.Code, w.Header())
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	rtm "runtime/metrics"
@@ -16,7 +17,8 @@ import (
 	"concord/metrics"
 )
 
-// monitor writes GET /metrics: Kong's metrics, then those of Concord, the Go runtime and the process. It asks no other node.
+// monitor writes GET /metrics: Kong's metrics, then those of Concord, the Go runtime and the process. It asks no other node, but for the
+// leader until this node has caught up.
 type monitor struct {
 	*node
 	store   *state.Store
@@ -88,7 +90,7 @@ func (m *monitor) target(p *metrics.Page, upstream, target string, address any) 
 	a, _ := address.(map[string]any)
 	at := ""
 	if ip, ok := a["ip"].(string); ok {
-		at = fmt.Sprintf("%s:%v", ip, a["port"])
+		at = net.JoinHostPort(ip, fmt.Sprint(a["port"]))
 	}
 	is, _ := a["health"].(string)
 	for _, s := range []string{"healthchecks_off", "healthy", "unhealthy", "dns_error"} {

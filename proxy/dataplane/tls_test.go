@@ -13,10 +13,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
-	"io"
 	"math/big"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,7 +104,9 @@ func sni(name, cert string) *entity.SNI {
 	return &entity.SNI{ID: fx.ID("sni " + name), Name: name, Certificate: *fx.Ref(cert)}
 }
 
-func selfSigned(t testing.TB, name string) *issuer { return (*issuer)(nil).issue(t, name, false, "ecdsa") }
+func selfSigned(t testing.TB, name string) *issuer {
+	return (*issuer)(nil).issue(t, name, false, "ecdsa")
+}
 
 // shown is the common name of the certificate a client would get, "" for the default.
 func shown(t testing.TB, c *dataplane.Compiler, server string) string {
@@ -143,13 +145,13 @@ func TestCertificateBySNI(t *testing.T) {
 	wait(t, c, db.Put(selfSigned(t, "all").entity(t, "c4"), sni("*", "c4")))
 	check(map[string]string{"a.example.com": "exact", "x.b.example.com": "all", "": "all", "org": "all"})
 
-	// Two SNIs exchange their names in one commit; a certificate is replaced; another goes with its SNIs.
+	// A name passes from one SNI to another in one commit; a certificate is replaced; another goes with its SNIs.
 	one, two := sni("a.example.com", "c1"), sni("*.example.com", "c2")
-	one.Name, two.Name = two.Name, one.Name
+	one.Name, two.Name = "free.example.com", one.Name
 	wait(t, c, db.Put(one, two, selfSigned(t, "all, renewed").entity(t, "c4")))
-	check(map[string]string{"a.example.com": "suffix", "b.example.com": "exact", "": "all, renewed"})
+	check(map[string]string{"a.example.com": "suffix", "free.example.com": "exact", "b.example.com": "all, renewed", "": "all, renewed"})
 	wait(t, c, db.Delete(&entity.Certificate{ID: fx.ID("c4")}, sni("*", "c4"), one))
-	check(map[string]string{"a.example.com": "suffix", "b.example.com": "", "": "", "a.org": "prefix"})
+	check(map[string]string{"a.example.com": "suffix", "free.example.com": "", "b.example.com": "", "": "", "a.org": "prefix"})
 	if got := c.Stats().Compilations; got != full {
 		t.Errorf("certificates made the router be compiled %d times", got-full)
 	}
@@ -157,6 +159,39 @@ func TestCertificateBySNI(t *testing.T) {
 	if got := shown(t, again, "a.org") + shown(t, again, "a.example.com"); got != "prefixsuffix" {
 		t.Errorf("a fresh start shows %q", got)
 	}
+}
+
+// Handshakes go on while certificates change, and see each change whole.
+func TestCertificateWhileChanging(t *testing.T) {
+	db := fx.New(t)
+	c := compiler(t, db, &probe{})
+	versions := []*entity.Certificate{selfSigned(t, "even").entity(t, "c"), selfSigned(t, "odd").entity(t, "c")}
+	wait(t, c, db.Put(versions[0], sni("a.org", "c")))
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if got, err := c.Certificate(&tls.ClientHelloInfo{ServerName: "a.org"}); err != nil || got == nil {
+					t.Errorf("got %v %v", got, err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		wait(t, c, db.Put(versions[i%2], sni("b"+strings.Repeat("b", i%7)+".org", "c")))
+		if got, want := shown(t, c, "a.org"), []string{"even", "odd"}[i%2]; got != want {
+			t.Errorf("change %d: shown %q, want %q", i, got, want)
+		}
+	}
+	close(stop)
+	clients.Wait()
 }
 
 // The client's abilities decide between the two certificates of a pair.
@@ -224,25 +259,38 @@ func handshake(t testing.TB, client *tls.Config, name string, chain ...*issuer) 
 	for _, c := range chain {
 		own.Certificate = append(own.Certificate, c.cert.Raw)
 	}
-	a, b := net.Pipe()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
 	client = client.Clone()
 	client.ServerName = name
 	got := make(chan string, 1)
 	go func() {
-		defer a.Close()
-		s := tls.Server(a, &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true})
 		peer := ""
+		defer func() { got <- peer }()
+		nc, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer nc.Close()
+		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+		s := tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true})
 		if s.Handshake() == nil {
 			if list := s.ConnectionState().PeerCertificates; len(list) > 0 {
 				peer = list[0].Subject.CommonName
 			}
 		}
-		got <- peer
-		_, _ = io.Copy(io.Discard, a)
 	}()
-	defer b.Close()
-	err := tls.Client(b, client).Handshake()
-	b.Close()
+	nc, err := net.DialTimeout("tcp", ln.Addr().String(), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	err = tls.Client(nc, client).Handshake()
+	nc.Close()
 	return <-got, err
 }
 

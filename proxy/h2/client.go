@@ -19,6 +19,7 @@ type clientConn struct {
 	key     Key
 	next    uint32 // id of the next stream
 	closing bool   // no further streams
+	over    bool   // the pool's mu protects it
 	lastIn  int64  // when anything was received, keeper time
 }
 
@@ -52,10 +53,15 @@ func newClientStream() *clientStream {
 }
 
 // newConn begins HTTP/2 on a connection to an upstream.
-func (p *Pool) newConn(nc net.Conn, key Key) *clientConn {
+func (p *Pool) newConn(nc net.Conn, key Key, patience time.Duration) *clientConn {
 	c := &clientConn{key: key, next: 1}
 	c.client = true
-	c.init(nc, p.keep, p.lim, c)
+	lim := p.lim
+	if patience > 0 {
+		lim.headTime = patience
+	}
+	c.init(nc, p.keep, lim, c)
+	c.lim.headTime = p.lim.headTime
 	c.out = append(c.out, Preface...)
 	c.out = appendSettings(c.out, setting{settingEnablePush, 0}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)})
 	c.out = appendWindowUpdate(c.out, 0, c.lim.window-defaultWindow)
@@ -67,6 +73,19 @@ func (p *Pool) serve(c *clientConn) {
 	p.keep.add(&c.conn)
 	c.end(c.read())
 	p.forget(c)
+}
+
+// begun waits until the upstream has said how many streams it takes, or that it does not speak HTTP/2 at all.
+func (c *clientConn) begun() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.settled && c.err == nil {
+		c.room.Wait()
+	}
+	if c.err != nil {
+		return &Failure{Err: explain(c.err)}
+	}
+	return nil
 }
 
 // usable tells whether another stream may be opened. c.mu is held.
@@ -342,34 +361,39 @@ func (s *clientStream) await() error {
 	}
 }
 
-// failure says what became of the exchange, in the terms of h1's client. c.mu is not held.
+// failure says what became of the exchange. c.mu is not held.
 func (s *clientStream) failure(err error) *Failure {
 	c := s.conn
 	c.mu.Lock()
-	f := &Failure{Err: err, Sent: true, Answered: s.started || s.infoSeen > 0}
+	defer c.mu.Unlock()
+	f := &Failure{Err: explain(err), Sent: true, Answered: s.started || s.infoSeen > 0}
+	switch {
+	case errors.Is(f.Err, h1.ErrStale):
+		f.Sent, f.Answered = !s.x.Request.InMemory(), false
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.lastIn <= s.born:
+		c.closing = true // no sign of life since the request was sent: nobody else shall try this connection
+	}
+	return f
+}
+
+// explain puts what went wrong into the terms of h1's client.
+func explain(err error) error {
 	var reset *ResetError
 	var wrong *streamError
 	var broken *connError
-	var fault *h1.Fault
 	switch {
 	case errors.Is(err, errGoingAt), errors.As(err, &reset) && reset.Code == RefusedStream:
-		// RFC 9113 §8.7: nothing was done with it.
-		f.Sent, f.Answered = !s.x.Request.InMemory(), false
-		f.Err = fmt.Errorf("%w: %w", h1.ErrStale, err)
+		return fmt.Errorf("%w: %w", h1.ErrStale, err) // RFC 9113 §8.7: nothing was done with it
 	case errors.As(err, &reset), errors.Is(err, errClosed), errors.Is(err, net.ErrClosed):
-		f.Err = fmt.Errorf("%w: %w", h1.ErrNoResponse, err)
-	case errors.As(err, &fault):
+		return fmt.Errorf("%w: %w", h1.ErrNoResponse, err)
 	case errors.As(err, &wrong):
-		f.Err = &h1.Fault{Status: http.StatusBadGateway, Rule: wrong.code.String(), Text: wrong.reason}
+		return &h1.Fault{Status: http.StatusBadGateway, Rule: wrong.code.String(), Text: wrong.reason}
+	case errors.As(err, &broken) && broken.code == SettingsTimeout:
+		return os.ErrDeadlineExceeded
 	case errors.As(err, &broken):
-		f.Err = &h1.Fault{Status: http.StatusBadGateway, Rule: broken.code.String(), Text: broken.reason}
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		if c.lastIn <= s.born {
-			c.closing = true // not a sign of life since the request was sent: nobody else shall try this connection
-		}
+		return &h1.Fault{Status: http.StatusBadGateway, Rule: broken.code.String(), Text: broken.reason}
 	}
-	c.mu.Unlock()
-	return f
+	return err
 }
 
 // sendBody sends the request body from a goroutine of its own, so that an answer that comes before its end is seen, and

@@ -72,9 +72,11 @@ func startUpstreamWith(t testing.TB, s *http2.Server, h http.HandlerFunc) (strin
 func rawUpstream(t testing.TB, f func(c *rawClient)) (string, *atomic.Int64) {
 	return listenFor(t, func(nc net.Conn) {
 		preface := make([]byte, len(Preface))
-		if _, err := io.ReadFull(nc, preface); err != nil || string(preface) != Preface {
-			t.Errorf("preface: %q, %v", preface, err)
+		if _, err := io.ReadFull(nc, preface); err != nil {
 			return
+		}
+		if string(preface) != Preface {
+			t.Errorf("preface: %q", preface)
 		}
 		c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 5 * time.Second}
 		c.fr.AllowIllegalWrites = true

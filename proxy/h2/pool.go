@@ -72,6 +72,9 @@ func (p *Pool) Close() {
 	p.keep.close()
 }
 
+// maxDials bounds the connections that are made for one exchange and then take no stream.
+const maxDials = 3
+
 // maxStale is how often an exchange that was certainly not looked at is tried on another connection.
 const maxStale = 2
 
@@ -111,7 +114,7 @@ func (p *Pool) Release(x *exchange.Exchange) bool {
 // open begins the exchange on a connection that takes it.
 func (p *Pool) open(x *exchange.Exchange, key Key, dial func() (net.Conn, error)) (*clientStream, error) {
 	s := p.streams.Get().(*clientStream)
-	for {
+	for dials := 0; ; {
 		c, d, own, err := p.find(key)
 		if err != nil {
 			p.streams.Put(s)
@@ -129,7 +132,10 @@ func (p *Pool) open(x *exchange.Exchange, key Key, dial func() (net.Conn, error)
 			continue
 		}
 		if own {
-			p.dial(key, d, dial)
+			if dials++; dials > maxDials {
+				d.err = &Failure{Err: h1.ErrNoResponse}
+			}
+			p.dial(key, d, dial, x.Upstream.ConnectTimeout)
 		} else {
 			<-d.done
 		}
@@ -166,23 +172,29 @@ func (p *Pool) find(key Key) (c *clientConn, d *dialing, own bool, err error) {
 	return nil, e.dialing, own, nil
 }
 
-func (p *Pool) dial(key Key, d *dialing, dial func() (net.Conn, error)) {
-	nc, err := dial()
+func (p *Pool) dial(key Key, d *dialing, dial func() (net.Conn, error), patience time.Duration) {
+	var nc net.Conn
+	var c *clientConn
+	err := d.err
+	if err == nil {
+		nc, err = dial()
+	}
+	if err == nil {
+		c = p.newConn(nc, key, patience)
+		go p.serve(c)
+		err = c.begun()
+	}
 	p.mu.Lock()
 	e := p.places[key]
 	e.dialing = nil
-	switch {
-	case err != nil:
-		if len(e.conns) == 0 {
-			delete(p.places, key)
-		}
-	case p.closed:
+	if err == nil && p.closed {
 		err = errPoolClosed
 		_ = nc.Close()
-	default:
-		c := p.newConn(nc, key)
+	}
+	if err == nil && !c.over {
 		e.conns = append(e.conns, c)
-		go p.serve(c)
+	} else if len(e.conns) == 0 {
+		delete(p.places, key)
 	}
 	p.mu.Unlock()
 	d.err = err
@@ -193,6 +205,7 @@ func (p *Pool) dial(key Key, d *dialing, dial func() (net.Conn, error)) {
 func (p *Pool) forget(c *clientConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	c.over = true
 	e := p.places[c.key]
 	if e == nil {
 		return

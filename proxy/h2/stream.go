@@ -2,7 +2,9 @@ package h2
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -10,7 +12,7 @@ import (
 )
 
 var (
-	errStalled    = errors.New("h2: the other side takes no data")
+	errStalled    = fmt.Errorf("h2: the other side takes no data: %w", os.ErrDeadlineExceeded)
 	errBodyClosed = errors.New("h2: body was closed")
 )
 

@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"math/big"
@@ -161,6 +163,27 @@ func TestClusterPort(t *testing.T) {
 	}
 }
 
+// keyPair makes a certificate and its private key in PEM form; line is a part of the key's text that has to stay secret.
+func keyPair(t *testing.T) (cert, private, line string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	private = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+	return cert, private, strings.Split(private, "\n")[1] // the scalar stands in the first line of base64
+}
+
 // TestNoSecretInClear plants secrets through the Admin API, proxies with them, forces snapshots by restarts, and then
 // reads every byte below every prefix and every log.
 func TestNoSecretInClear(t *testing.T) {
@@ -183,6 +206,15 @@ func TestNoSecretInClear(t *testing.T) {
 		plant("key", "/consumers/kim/key-auth", `{"key":"%s"}`)
 		plant("basic", "/consumers/kim/basic-auth", fmt.Sprintf(`{"username":"u%d","password":"%%s"}`, i))
 	}
+	cert, key, line := keyPair(t)
+	body, _ := json.Marshal(map[string]any{"cert": cert, "key": key, "snis": []string{"planted.example.com"}})
+	if r := c.Any().JSON("POST", "/certificates", string(body)); r.Status != 201 {
+		t.Fatalf("certificate: %d %s", r.Status, r.Body)
+	}
+	if r := c.Any().JSON("POST", "/certificates", strings.Replace(string(body), "planted.", "not a name.", 1)); r.Status != 400 {
+		t.Fatalf("bad certificate: %d %s", r.Status, r.Body)
+	}
+	secrets = append(secrets, line)
 	for _, n := range c.Nodes {
 		n.Get("/p", "apikey", secrets[1])
 		n.Get("/p?apikey=" + secrets[1])

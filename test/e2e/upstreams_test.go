@@ -167,13 +167,13 @@ func onOneAndThree(t *testing.T, f func(t *testing.T, nodes int)) {
 func TestPassiveHealth(t *testing.T) {
 	onOneAndThree(t, func(t *testing.T, nodes int) {
 		b := balance(t, nodes, `{"name":"app.up"}`)
-		a := expect(t, "no targets", b.Any().Get("/app", "X-Min-Config-Index", b.index), 503, "message", "failure to get a peer from the ring-balancer")
+		expect(t, "no targets", b.Any().Get("/app", "X-Min-Config-Index", b.index), 503, "message", "failure to get a peer from the ring-balancer")
 		targets := b.add(3)
 		item := func(s *backend) string { return "/upstreams/app.up/targets/" + s.addr }
 		if got := b.health(b.Any(), targets[0]); got != "HEALTHCHECKS_OFF" {
 			t.Errorf("health without checks: %s", got)
 		}
-		a = b.write("PUT", item(targets[0])+"/unhealthy", "", 400)
+		a := b.write("PUT", item(targets[0])+"/unhealthy", "", 400)
 		if a.JSON()["message"] != "no healthchecker found for app.up" {
 			t.Errorf("without checks: %s", a.Body)
 		}

@@ -211,11 +211,27 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
+// BenchmarkLog is what the plugin adds to a request.
 func BenchmarkLog(b *testing.B) {
 	i := plugintest.New(b).Build(New().Plugin(), everything()).(plugin.Logger)
 	x := request(func(x *exchange.Exchange) { x.SetConsumer(&entity.Consumer{Username: "bob"}) })
 	b.ReportAllocs()
 	for b.Loop() {
 		i.Log(x)
+	}
+}
+
+// BenchmarkWrite is a page of 1,000 routes with all metrics.
+func BenchmarkWrite(b *testing.B) {
+	r := New()
+	i := plugintest.New(b).Build(r.Plugin(), everything()).(plugin.Logger)
+	for n := range 3000 {
+		x := request(func(x *exchange.Exchange) { x.Route.Name = fmt.Sprint("route-", n%1000) })
+		x.Conn.Serial, x.Response.Status = uint64(n), 200+n/1000
+		i.Log(x)
+	}
+	for b.Loop() {
+		var p metrics.Page
+		r.Write(&p)
 	}
 }
