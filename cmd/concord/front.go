@@ -13,6 +13,7 @@ import (
 	"concord/proxy"
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
+	"concord/proxy/h2"
 )
 
 // front is the proxy as clients meet it: it accepts connections and gives them to the present server. A reload makes a new
@@ -20,17 +21,36 @@ import (
 type front struct {
 	log      *slog.Logger
 	clock    *h1.Clock
-	current  atomic.Pointer[h1.Server]
+	current  atomic.Pointer[engine]
 	accepted atomic.Uint64
 	requests atomic.Uint64
 
 	mu      sync.Mutex
-	servers []*h1.Server // those that still have connections
+	servers []*engine // those that still have connections
+}
+
+// engine serves both versions of HTTP with one handler.
+type engine struct {
+	h1 *h1.Server
+	h2 *h2.Server
+}
+
+func (e *engine) conns() int { return e.h1.Conns() + e.h2.Conns() }
+
+// shutdown drains both; the error of either is that it had to cut.
+func (e *engine) shutdown(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = e.h1.Shutdown(ctx) })
+	wg.Go(func() { _ = e.h2.Shutdown(ctx) })
+	wg.Wait()
 }
 
 // use makes a server with this handler the one for new connections.
 func (f *front) use(h *proxy.Handler) {
-	next := h1.New(h1.Options{Handler: counted{h, &f.requests}, Refuse: h.Refuse, Clock: f.clock, Log: f.log})
+	next := &engine{
+		h1: h1.New(h1.Options{Handler: counted{h, &f.requests}, Refuse: h.Refuse, Clock: f.clock, Log: f.log}),
+		h2: h2.New(h2.Options{Handler: counted{h, &f.requests}, Refuse: h.Refuse, Clock: f.clock, Log: f.log}),
+	}
 	f.mu.Lock()
 	f.servers = append(f.servers, next)
 	f.mu.Unlock()
@@ -39,10 +59,10 @@ func (f *front) use(h *proxy.Handler) {
 		return
 	}
 	go func() {
-		_ = old.Shutdown(context.Background()) // it returns when its last connection has ended
+		old.shutdown(context.Background()) // it returns when its last connection has ended
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.servers = slices.DeleteFunc(f.servers, func(s *h1.Server) bool { return s == old })
+		f.servers = slices.DeleteFunc(f.servers, func(s *engine) bool { return s == old })
 	}()
 }
 
@@ -61,7 +81,19 @@ func (c counted) Serve(x *exchange.Exchange) {
 // ServeConn serves a connection with the present server.
 func (f *front) ServeConn(nc net.Conn, info h1.ConnInfo) {
 	f.accepted.Add(1)
-	f.current.Load().ServeConn(nc, info)
+	e := f.current.Load()
+	if info.TLS != nil {
+		if info.TLS.NegotiatedProtocol == "h2" {
+			e.h2.ServeConn(nc, info)
+			return
+		}
+	} else if info.HTTP2 {
+		if yes, _ := h2.Sniff(info.Initial); yes {
+			e.h2.ServeConn(nc, info)
+			return
+		}
+	}
+	e.h1.ServeConn(nc, info)
 }
 
 // counters are for GET /status.
@@ -70,7 +102,7 @@ func (f *front) counters() rest.Counters {
 	defer f.mu.Unlock()
 	c := rest.Counters{Accepted: f.accepted.Load(), Requests: f.requests.Load()}
 	for _, s := range f.servers {
-		c.Active += uint64(s.Conns())
+		c.Active += uint64(s.conns())
 	}
 	return c
 }
@@ -85,7 +117,7 @@ func (f *front) shutdown(ctx context.Context) {
 	go func() {
 		var wg sync.WaitGroup
 		for _, s := range servers {
-			wg.Go(func() { _ = s.Shutdown(ctx) }) // its error is that it had to cut
+			wg.Go(func() { s.shutdown(ctx) })
 		}
 		wg.Wait()
 		close(done)

@@ -14,7 +14,7 @@ import (
 	"concord/admin/rest"
 	"concord/fsm/entity"
 	"concord/fsm/state"
-	"concord/metrics"
+	"concord/proxy/plugins/prometheus"
 )
 
 // monitor writes GET /metrics: Kong's metrics, then those of Concord, the Go runtime and the process. It asks no other node, but for the
@@ -26,7 +26,7 @@ type monitor struct {
 }
 
 func (m *monitor) page() ([]byte, string) {
-	var p metrics.Page
+	var p prometheus.Page
 	m.gateway(&p)
 	m.counters.Write(&p)
 	if m.counters.UpstreamHealth() {
@@ -36,7 +36,7 @@ func (m *monitor) page() ([]byte, string) {
 	m.dataplane(&p)
 	goRuntime(&p)
 	m.process(&p)
-	return p.Bytes(), metrics.ContentType
+	return p.Bytes(), prometheus.ContentType
 }
 
 func flag(b bool) float64 {
@@ -47,27 +47,27 @@ func flag(b bool) float64 {
 }
 
 // gateway are Kong's metrics of the node. What Kong measures of nginx's timers and Lua's shared memory does not exist here.
-func (m *monitor) gateway(p *metrics.Page) {
+func (m *monitor) gateway(p *prometheus.Page) {
 	id, c := m.cluster.ID(), m.front.counters()
-	p.One("kong_datastore_reachable", metrics.Gauge, "Whether this node knows a leader, so that entities can be written; 0: not now.", flag(m.cluster.Progress().HasLeader))
-	p.Family("kong_node_info", metrics.Gauge, "Always 1; the labels say which node and version this is.")
+	p.One("kong_datastore_reachable", prometheus.Gauge, "Whether this node knows a leader, so that entities can be written; 0: not now.", flag(m.cluster.Progress().HasLeader))
+	p.Family("kong_node_info", prometheus.Gauge, "Always 1; the labels say which node and version this is.")
 	p.Add(1, "node_id", id, "version", rest.KongVersion)
-	p.Family("kong_nginx_connections_total", metrics.Gauge, "Client connections of the proxy by state; total counts requests.")
+	p.Family("kong_nginx_connections_total", prometheus.Gauge, "Client connections of the proxy by state; total counts requests.")
 	for _, s := range []struct {
 		state string
 		n     uint64
 	}{{"accepted", c.Accepted}, {"active", c.Active}, {"handled", c.Accepted}, {"total", c.Requests}} {
 		p.Add(float64(s.n), "node_id", id, "subsystem", "http", "state", s.state)
 	}
-	p.Family("kong_nginx_requests_total", metrics.Gauge, "Requests to the proxy, whether they matched a route or not.")
+	p.Family("kong_nginx_requests_total", prometheus.Gauge, "Requests to the proxy, whether they matched a route or not.")
 	p.Add(float64(c.Requests), "node_id", id, "subsystem", "http")
-	p.Family("kong_memory_workers_lua_vms_bytes", metrics.Gauge, "Memory in use by the process's objects; in Kong by Lua's.")
+	p.Family("kong_memory_workers_lua_vms_bytes", prometheus.Gauge, "Memory in use by the process's objects; in Kong by Lua's.")
 	p.Add(read("/memory/classes/heap/objects:bytes"), "node_id", id, "pid", strconv.Itoa(os.Getpid()), "kong_subsystem", "http")
 }
 
 // targets are the health of all upstreams' targets, with one sample for each state, as Kong shows it.
-func (m *monitor) targets(p *metrics.Page) {
-	p.Family("kong_upstream_target_health", metrics.Gauge, "The state of each address of each target as this node sees it: 1 for the one it is in, 0 for the others.")
+func (m *monitor) targets(p *prometheus.Page) {
+	p.Family("kong_upstream_target_health", prometheus.Gauge, "The state of each address of each target as this node sees it: 1 for the one it is in, 0 for the others.")
 	view := m.store.View()
 	rows := state.TableOf[entity.Target](m.store)
 	for up := range state.TableOf[entity.Upstream](m.store).All(view) {
@@ -86,7 +86,7 @@ func (m *monitor) targets(p *metrics.Page) {
 	}
 }
 
-func (m *monitor) target(p *metrics.Page, upstream, target string, address any) {
+func (m *monitor) target(p *prometheus.Page, upstream, target string, address any) {
 	a, _ := address.(map[string]any)
 	at := ""
 	if ip, ok := a["ip"].(string); ok {
@@ -98,47 +98,47 @@ func (m *monitor) target(p *metrics.Page, upstream, target string, address any) 
 	}
 }
 
-func (m *monitor) raft(p *metrics.Page) {
+func (m *monitor) raft(p *prometheus.Page) {
 	r := m.cluster.Progress()
-	p.One("concord_raft_leader", metrics.Gauge, "Whether this node leads the cluster.", flag(r.Leads))
-	p.One("concord_raft_leader_known", metrics.Gauge, "Whether this node knows a leader.", flag(r.HasLeader))
-	p.One("concord_raft_members", metrics.Gauge, "Nodes of the cluster, this one included.", float64(r.Members))
-	p.One("concord_raft_term", metrics.Gauge, "Term of the cluster as this node knows it; it grows with every election.", float64(r.Term))
-	p.One("concord_raft_last_index", metrics.Gauge, "Last log entry on this node's disk.", float64(r.Last))
-	p.One("concord_raft_commit_index", metrics.Gauge, "Last log entry that this node knows to be committed.", float64(r.Committed))
-	p.One("concord_raft_applied_index", metrics.Gauge, "Last log entry that is in this node's state.", float64(r.Applied))
+	p.One("concord_raft_leader", prometheus.Gauge, "Whether this node leads the cluster.", flag(r.Leads))
+	p.One("concord_raft_leader_known", prometheus.Gauge, "Whether this node knows a leader.", flag(r.HasLeader))
+	p.One("concord_raft_members", prometheus.Gauge, "Nodes of the cluster, this one included.", float64(r.Members))
+	p.One("concord_raft_term", prometheus.Gauge, "Term of the cluster as this node knows it; it grows with every election.", float64(r.Term))
+	p.One("concord_raft_last_index", prometheus.Gauge, "Last log entry on this node's disk.", float64(r.Last))
+	p.One("concord_raft_commit_index", prometheus.Gauge, "Last log entry that this node knows to be committed.", float64(r.Committed))
+	p.One("concord_raft_applied_index", prometheus.Gauge, "Last log entry that is in this node's state.", float64(r.Applied))
 	if r.LastContact >= 0 {
-		p.One("concord_raft_last_contact_seconds", metrics.Gauge, "Seconds since the leader was heard of; 0 on the leader.", r.LastContact.Seconds())
+		p.One("concord_raft_last_contact_seconds", prometheus.Gauge, "Seconds since the leader was heard of; 0 on the leader.", r.LastContact.Seconds())
 	}
 }
 
-func (m *monitor) dataplane(p *metrics.Page) {
+func (m *monitor) dataplane(p *prometheus.Page) {
 	c, s, u := m.compiler.Stats(), &m.stats, m.upstream.Stats()
-	p.One("concord_ready", metrics.Gauge, "Whether this node has caught up with its cluster and is not stopping.", flag(m.ready() == nil))
-	p.One("concord_config_index", metrics.Gauge, "Config index that requests are served with.", float64(m.compiler.Holder().PublishedIndex()))
-	p.One("concord_compile_total", metrics.Counter, "Compilations of the configuration.", float64(c.Compilations))
-	p.One("concord_compile_full_total", metrics.Counter, "Compilations from nothing: at the start and after a snapshot.", float64(c.Full))
-	p.One("concord_compile_seconds_total", metrics.Counter, "Seconds spent compiling.", c.Total.Seconds())
-	p.One("concord_compile_last_seconds", metrics.Gauge, "Duration of the last compilation.", c.Last.Seconds())
-	p.One("concord_compile_max_seconds", metrics.Gauge, "Longest compilation since the start.", c.Max.Seconds())
-	p.One("concord_compile_broken_rows", metrics.Gauge, "Routes and plugins that cannot be built; the log says why.", float64(c.Broken))
-	p.One("concord_compile_retired_snapshots", metrics.Gauge, "Replaced configurations that requests still use.", float64(c.Retired))
-	p.One("concord_plugin_panics_total", metrics.Counter, "Panics of plugins, each answered with 500.", float64(s.Panics.Load()))
-	p.One("concord_plugin_errors_total", metrics.Counter, "Failures of plugins, each answered with 500.", float64(s.PluginErrors.Load()))
-	p.One("concord_loops_total", metrics.Counter, "Requests refused with 508 because they came through this gateway again and again.", float64(s.Loops.Load()))
-	p.One("concord_upstream_endpoints", metrics.Gauge, "Places that requests were sent to lately.", float64(u.Endpoints))
-	p.One("concord_upstream_idle_connections", metrics.Gauge, "HTTP/1.1 connections to upstreams kept for the next request.", float64(u.Idle))
+	p.One("concord_ready", prometheus.Gauge, "Whether this node has caught up with its cluster and is not stopping.", flag(m.ready() == nil))
+	p.One("concord_config_index", prometheus.Gauge, "Config index that requests are served with.", float64(m.compiler.Holder().PublishedIndex()))
+	p.One("concord_compile_total", prometheus.Counter, "Compilations of the configuration.", float64(c.Compilations))
+	p.One("concord_compile_full_total", prometheus.Counter, "Compilations from nothing: at the start and after a snapshot.", float64(c.Full))
+	p.One("concord_compile_seconds_total", prometheus.Counter, "Seconds spent compiling.", c.Total.Seconds())
+	p.One("concord_compile_last_seconds", prometheus.Gauge, "Duration of the last compilation.", c.Last.Seconds())
+	p.One("concord_compile_max_seconds", prometheus.Gauge, "Longest compilation since the start.", c.Max.Seconds())
+	p.One("concord_compile_broken_rows", prometheus.Gauge, "Routes and plugins that cannot be built; the log says why.", float64(c.Broken))
+	p.One("concord_compile_retired_snapshots", prometheus.Gauge, "Replaced configurations that requests still use.", float64(c.Retired))
+	p.One("concord_plugin_panics_total", prometheus.Counter, "Panics of plugins, each answered with 500.", float64(s.Panics.Load()))
+	p.One("concord_plugin_errors_total", prometheus.Counter, "Failures of plugins, each answered with 500.", float64(s.PluginErrors.Load()))
+	p.One("concord_loops_total", prometheus.Counter, "Requests refused with 508 because they came through this gateway again and again.", float64(s.Loops.Load()))
+	p.One("concord_upstream_endpoints", prometheus.Gauge, "Places that requests were sent to lately.", float64(u.Endpoints))
+	p.One("concord_upstream_idle_connections", prometheus.Gauge, "HTTP/1.1 connections to upstreams kept for the next request.", float64(u.Idle))
 }
 
-func goRuntime(p *metrics.Page) {
-	p.Family("go_info", metrics.Gauge, "Always 1; the label says which Go built the program.")
+func goRuntime(p *prometheus.Page) {
+	p.Family("go_info", prometheus.Gauge, "Always 1; the label says which Go built the program.")
 	p.Add(1, "version", runtime.Version())
-	p.One("go_goroutines", metrics.Gauge, "Goroutines.", read("/sched/goroutines:goroutines"))
-	p.One("go_gc_cycles_total", metrics.Counter, "Garbage collections.", read("/gc/cycles/total:gc-cycles"))
-	p.One("go_memstats_heap_alloc_bytes", metrics.Gauge, "Bytes of objects in memory, garbage not yet collected included.", read("/memory/classes/heap/objects:bytes"))
-	p.One("go_memstats_sys_bytes", metrics.Gauge, "Bytes taken from the operating system.", read("/memory/classes/total:bytes"))
-	p.One("go_memstats_alloc_bytes_total", metrics.Counter, "Bytes allocated since the start.", read("/gc/heap/allocs:bytes"))
-	p.One("go_sched_gomaxprocs_threads", metrics.Gauge, "Processors the program may use at once.", read("/sched/gomaxprocs:threads"))
+	p.One("go_goroutines", prometheus.Gauge, "Goroutines.", read("/sched/goroutines:goroutines"))
+	p.One("go_gc_cycles_total", prometheus.Counter, "Garbage collections.", read("/gc/cycles/total:gc-cycles"))
+	p.One("go_memstats_heap_alloc_bytes", prometheus.Gauge, "Bytes of objects in memory, garbage not yet collected included.", read("/memory/classes/heap/objects:bytes"))
+	p.One("go_memstats_sys_bytes", prometheus.Gauge, "Bytes taken from the operating system.", read("/memory/classes/total:bytes"))
+	p.One("go_memstats_alloc_bytes_total", prometheus.Counter, "Bytes allocated since the start.", read("/gc/heap/allocs:bytes"))
+	p.One("go_sched_gomaxprocs_threads", prometheus.Gauge, "Processors the program may use at once.", read("/sched/gomaxprocs:threads"))
 }
 
 // read is a figure of the runtime, which counts without stopping the program.
@@ -151,25 +151,25 @@ func read(name string) float64 {
 	return float64(s[0].Value.Uint64())
 }
 
-func (m *monitor) process(p *metrics.Page) {
-	p.One("process_start_time_seconds", metrics.Gauge, "When the node was started, in Unix time.", float64(m.started.UnixMilli())/1000)
+func (m *monitor) process(p *prometheus.Page) {
+	p.One("process_start_time_seconds", prometheus.Gauge, "When the node was started, in Unix time.", float64(m.started.UnixMilli())/1000)
 	var use syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &use) == nil {
 		spent := time.Duration(use.Utime.Nano() + use.Stime.Nano())
-		p.One("process_cpu_seconds_total", metrics.Counter, "Processor time, of the program and of the kernel for it.", spent.Seconds())
+		p.One("process_cpu_seconds_total", prometheus.Counter, "Processor time, of the program and of the kernel for it.", spent.Seconds())
 	}
 	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
 		if fields := strings.Fields(string(b)); len(fields) > 1 {
 			if pages, err := strconv.ParseInt(fields[1], 10, 64); err == nil {
-				p.One("process_resident_memory_bytes", metrics.Gauge, "Memory of the process.", float64(pages*int64(os.Getpagesize())))
+				p.One("process_resident_memory_bytes", prometheus.Gauge, "Memory of the process.", float64(pages*int64(os.Getpagesize())))
 			}
 		}
 	}
 	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
-		p.One("process_open_fds", metrics.Gauge, "Open files and sockets.", float64(len(open)))
+		p.One("process_open_fds", prometheus.Gauge, "Open files and sockets.", float64(len(open)))
 	}
 	var most syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &most) == nil {
-		p.One("process_max_fds", metrics.Gauge, "How many may be open.", float64(most.Cur))
+		p.One("process_max_fds", prometheus.Gauge, "How many may be open.", float64(most.Cur))
 	}
 }

@@ -3,8 +3,8 @@ package state
 import "slices"
 
 const (
-	// bucketSize makes a bucket fill a size class of Go's allocator (512 bytes).
-	bucketSize = 62
+	// bucketSize makes a bucket fill a size class of Go's allocator (768 bytes).
+	bucketSize = 94
 	// bucketFull leaves so many slots empty that a search ends soon.
 	bucketFull = bucketSize * 7 / 8
 )

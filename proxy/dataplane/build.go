@@ -33,7 +33,7 @@ func buildService(e *entity.Service) *Service {
 		retries = *e.Retries
 	}
 	u := exchange.Upstream{
-		Scheme: scheme, Host: e.Host, Port: e.Port, HostHeader: hostHeader(scheme, e.Host, e.Port), Path: e.Path,
+		Scheme: scheme, HTTP2: e.Protocol != scheme, Host: e.Host, Port: e.Port, HostHeader: hostHeader(scheme, e.Host, e.Port), Path: e.Path,
 		ConnectTimeout: time.Duration(e.ConnectTimeout) * time.Millisecond,
 		WriteTimeout:   time.Duration(e.WriteTimeout) * time.Millisecond,
 		ReadTimeout:    time.Duration(e.ReadTimeout) * time.Millisecond,

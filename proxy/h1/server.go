@@ -92,6 +92,7 @@ func refuse(x *exchange.Exchange, status int, _ error) {
 type ConnInfo struct {
 	exchange.Conn        // Peer and Local default to the socket's, Serial to the server's count
 	Initial       []byte // bytes that were read already
+	HTTP2         bool   // the listener speaks HTTP/2 too: by ALPN under TLS, else to clients that know (RFC 9113 §3.3)
 }
 
 // Serve accepts until ln fails or Shutdown is called.

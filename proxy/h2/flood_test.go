@@ -140,17 +140,43 @@ func (c *rawClient) drainAll() http2.ErrCode {
 func TestHonestWork(t *testing.T) {
 	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: func(x *exchange.Exchange) {
 		x.Response.Status = 200
-		x.Response.SetBody(make([]byte, 40000))
-	}}})
-	c := dialRaw(t, addr).hello()
-	for i := range uint32(3000) {
-		// Two window updates for each of three frames and a ping for each answer, as gRPC's bandwidth estimate does.
-		c.do(c.fr.WritePing(false, [8]byte{1}))
-		c.headers(2*i+1, true, getFields...)
-		if a := c.await(2*i + 1); len(a.body) != 40000 {
-			t.Fatalf("request %d: %+v", i, a)
+		if x.Request.Method == "POST" {
+			x.Response.SetBody(make([]byte, 20<<20))
+		} else {
+			x.Response.SetBody(make([]byte, 40000))
 		}
-	}
+	}}})
+	t.Run("many answers", func(t *testing.T) {
+		c := dialRaw(t, addr).hello()
+		for i := range uint32(3000) {
+			// Two window updates for each of three frames and a ping for each answer, as gRPC's bandwidth estimate does.
+			c.do(c.fr.WritePing(false, [8]byte{1}))
+			c.headers(2*i+1, true, getFields...)
+			if a := c.await(2*i + 1); len(a.body) != 40000 {
+				t.Fatalf("request %d: %+v", i, a)
+			}
+		}
+	})
+	t.Run("window in pieces", func(t *testing.T) {
+		c := dialRaw(t, addr).hello()
+		c.mute = true
+		c.headers(1, true, postFields...)
+		for got := 0; got < 20<<20; {
+			f, err := c.next()
+			if err != nil {
+				t.Fatalf("after %d bytes: %v", got, err)
+			}
+			d, ok := f.(*http2.DataFrame)
+			if !ok {
+				continue
+			}
+			n := len(d.Data())
+			for got += n; n > 0 && !d.StreamEnded(); n -= 2048 {
+				c.do(c.fr.WriteWindowUpdate(0, uint32(max(1024, min(n, 2048)))))
+				c.do(c.fr.WriteWindowUpdate(1, uint32(max(1024, min(n, 2048)))))
+			}
+		}
+	})
 }
 
 // TestHeaderBomb: a small block that stands for very many large fields is answered with 431 and costs no memory.
@@ -161,7 +187,7 @@ func TestHeaderBomb(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for id := uint32(1); id < 41; id += 2 {
 		block := c.block(append(getFields, "bomb", strings.Repeat("b", 3900))...) // now in the dynamic table
-		block = append(block, strings.Repeat("\xbe", 12000)...)                    // index 62, again and again
+		block = append(block, strings.Repeat("\xbe", 12000)...)                   // index 62, again and again
 		c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true, EndStream: true}))
 		if a := c.await(id); a.status != "431" {
 			t.Fatalf("%+v", a)

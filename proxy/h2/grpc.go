@@ -12,8 +12,8 @@ import (
 
 const grpcType = "application/grpc"
 
-// IsGRPC tells whether a request is gRPC by its content type, as Kong does; grpc-web is not.
-func IsGRPC(r *exchange.Request) bool {
+// isGRPC tells whether a request is gRPC by its content type, as Kong does; grpc-web is not.
+func isGRPC(r *exchange.Request) bool {
 	t := r.Header.Get("Content-Type")
 	if len(t) < len(grpcType) || !exchange.EqualFold(t[:len(grpcType)], grpcType) {
 		return false
@@ -24,19 +24,20 @@ func IsGRPC(r *exchange.Request) bool {
 // answerGRPC turns an answer of the gateway itself into what gRPC clients read: no body, the status in grpc-status, the
 // message in grpc-message (Kong; "Trailers-Only" in the gRPC specification). Whoever wrote the answer need not know.
 func answerGRPC(x *exchange.Exchange) {
-	if !IsGRPC(&x.Request) {
+	if !isGRPC(&x.Request) {
 		return
 	}
 	r := &x.Response
 	h := &r.Header
+	message := h.Get("grpc-message")
 	if !h.Has("grpc-status") {
 		h.Set("grpc-status", strconv.Itoa(grpcStatus(r.Status)))
-		if m := grpcMessage(r); m != "" && !h.Has("grpc-message") {
-			h.Set("grpc-message", m)
+		if message == "" {
+			message = grpcMessage(r)
 		}
 	}
-	if m, ok := h.Lookup("grpc-message"); ok {
-		h.Set("grpc-message", escapeMessage(m))
+	if message != "" {
+		h.Set("grpc-message", escapeMessage(message))
 	}
 	if r.Body != nil {
 		_ = r.Body.Close()

@@ -134,10 +134,12 @@ func dialRaw(t testing.TB, addr string) *rawClient {
 	t.Cleanup(func() { nc.Close() })
 	c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 5 * time.Second}
 	c.fr.AllowIllegalWrites = true
-	c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	c.fr.ReadMetaHeaders = newDecoder()
 	c.enc = hpack.NewEncoder(&c.buf)
 	return c
 }
+
+func newDecoder() *hpack.Decoder { return hpack.NewDecoder(4096, nil) }
 
 // hello sends the preface and settings.
 func (c *rawClient) hello(settings ...http2.Setting) *rawClient {

@@ -1,6 +1,8 @@
 package h2
 
 import (
+	"strings"
+
 	"golang.org/x/net/http2/hpack"
 
 	"concord/proxy/exchange"
@@ -191,12 +193,9 @@ var (
 	errGone       = &h1.Fault{Status: 499, Rule: "RFC 9113 §6.4", Text: "the client gave up"}
 )
 
-// check tells whether the block is a request as RFC 9113 §8.3.1 wants it. A *streamError is malformed, a *h1.Fault can be
+// check tells whether what was read is a request as RFC 9113 §8.3.1 wants it. A *streamError is malformed, a *h1.Fault can be
 // answered.
 func (h *head) check() error {
-	if h.wrong != nil {
-		return h.wrong
-	}
 	if h.large {
 		return errHeadLarge
 	}
@@ -235,19 +234,21 @@ func (h *head) authority() string {
 	return h.host
 }
 
-// request fills x.Request with everything but the body. It may be called for a request that is going to be refused, too:
-// what is known of it is logged.
+// request fills x.Request with everything but the body, as far as it is known for one that is going to be refused.
 func (h *head) request(x *exchange.Exchange) error {
 	r := &x.Request
 	r.Method, r.Target, r.Host = h.pseudo[pseudoMethod], h.pseudo[pseudoPath], h.authority()
 	r.Major, r.Minor = 2, 0
 	r.TETrailers, r.Expect100 = h.te, h.expect
 	r.Length = h.length
-	if err := h.check(); err != nil {
-		return err
+	if h.wrong != nil {
+		return h.wrong
 	}
 	f := append(r.Header.Fields[:0], exchange.Field{Name: "host", Value: r.Host})
 	r.Header.Fields = append(f, h.fields...)
+	if err := h.check(); err != nil {
+		return err
+	}
 	if len(h.crumbs) > 0 { // RFC 9113 §8.2.3
 		b := append(x.Scratch(), h.fields[h.cookie].Value...)
 		for _, c := range h.crumbs {
@@ -255,13 +256,7 @@ func (h *head) request(x *exchange.Exchange) error {
 		}
 		r.Header.Fields[1+h.cookie].Value = x.Keep(b)
 	}
-	r.Path = r.Target
-	for i := 0; i < len(r.Target); i++ {
-		if r.Target[i] == '?' {
-			r.Path, r.RawQuery, r.HasQuery = r.Target[:i], r.Target[i+1:], true
-			break
-		}
-	}
+	r.Path, r.RawQuery, r.HasQuery = strings.Cut(r.Target, "?")
 	if r.Path == "*" {
 		return nil
 	}

@@ -288,7 +288,9 @@ func TestConnectionErrors(t *testing.T) {
 		{"settings on a stream", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameSettings, 0, 1, nil)) }, http2.ErrCodeProtocol},
 		{"acknowledgement with settings", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameSettings, 1, 0, make([]byte, 6))) }, http2.ErrCodeFrameSize},
 		{"setting push", func(c *rawClient) { c.do(c.fr.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 2})) }, http2.ErrCodeProtocol},
-		{"setting window", func(c *rawClient) { c.do(c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 31})) }, http2.ErrCodeFlowControl},
+		{"setting window", func(c *rawClient) {
+			c.do(c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 31}))
+		}, http2.ErrCodeFlowControl},
 		{"setting frame", func(c *rawClient) { c.do(c.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1})) }, http2.ErrCodeProtocol},
 		{"short reset", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameRSTStream, 0, 1, make([]byte, 3))) }, http2.ErrCodeFrameSize},
 		{"short goaway", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameGoAway, 0, 0, make([]byte, 7))) }, http2.ErrCodeFrameSize},
@@ -296,8 +298,12 @@ func TestConnectionErrors(t *testing.T) {
 			headers(c, 1, false)
 			c.do(c.fr.WriteRawFrame(http2.FrameData, http2.FlagDataPadded, 1, []byte{9, 1, 2}))
 		}, http2.ErrCodeProtocol},
-		{"compression", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, []byte{0xff, 0xff, 0x7f})) }, http2.ErrCodeCompression},
-		{"cut block", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, []byte{0x40, 5, 'a'})) }, http2.ErrCodeCompression},
+		{"compression", func(c *rawClient) {
+			c.do(c.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, []byte{0xff, 0xff, 0x7f}))
+		}, http2.ErrCodeCompression},
+		{"cut block", func(c *rawClient) {
+			c.do(c.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, []byte{0x40, 5, 'a'}))
+		}, http2.ErrCodeCompression},
 		{"more data than the connection's window", func(c *rawClient) {
 			for id := uint32(1); id < 101; id += 2 {
 				headers(c, id, false)

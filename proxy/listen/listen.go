@@ -38,6 +38,7 @@ type Options struct {
 type Group struct {
 	o         Options
 	listeners []listener
+	http2     *tls.Config // of listeners with http2
 	closed    atomic.Bool
 	accepting sync.WaitGroup
 	conns     atomic.Int64
@@ -75,8 +76,9 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 			return nil, err
 		}
 		g.listeners = append(g.listeners, listener{ln, s})
-		if s.HTTP2 {
-			o.Log.Info("http2 is not served yet, clients get HTTP/1.1", "listen", s.String())
+		if s.HTTP2 && o.TLS != nil && g.http2 == nil {
+			g.http2 = o.TLS.Clone()
+			g.http2.NextProtos = []string{"h2", "http/1.1"}
 		}
 		if len(s.Ignored) > 0 {
 			o.Log.Info("listen flags without meaning here are ignored", "listen", s.String(), "flags", s.Ignored)
@@ -169,10 +171,10 @@ func (g *Group) serve(nc net.Conn, spec Spec) {
 		return
 	}
 	first = first[:n]
-	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}}
+	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}, HTTP2: spec.HTTP2}
 	switch {
 	case first[0] == tlsHandshake && g.o.TLS != nil:
-		tc, err := g.handshake(nc, first)
+		tc, err := g.handshake(nc, first, spec)
 		if err != nil {
 			g.proceed(nc)
 			g.o.Log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
@@ -201,11 +203,15 @@ func (g *Group) serve(nc net.Conn, spec Spec) {
 	_ = nc.Close()
 }
 
-func (g *Group) handshake(nc net.Conn, first []byte) (*tls.Conn, error) {
+func (g *Group) handshake(nc net.Conn, first []byte, spec Spec) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.o.HandshakeTimeout)
 	defer cancel()
 	_ = nc.SetReadDeadline(time.Time{})
-	tc := tls.Server(&replayed{Conn: nc, first: first}, g.o.TLS)
+	config := g.o.TLS
+	if spec.HTTP2 {
+		config = g.http2
+	}
+	tc := tls.Server(&replayed{Conn: nc, first: first}, config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ type endpointKey struct {
 	tls    bool
 	sni    string
 	config *tls.Config
+	http2  bool
 }
 
 // endpoint is one place to send to: a name or address, a port, and how to speak TLS. Its connections are kept by address.
@@ -40,7 +41,7 @@ type endpoint struct {
 
 func (t *Transport) endpoint(x *exchange.Exchange) *endpoint {
 	u := &x.Upstream
-	k := endpointKey{host: u.Host, port: u.Port}
+	k := endpointKey{host: u.Host, port: u.Port, http2: u.HTTP2}
 	if u.Scheme == "https" {
 		k.tls, k.sni, k.config = true, serverName(u.HostHeader), u.TLS
 	}
@@ -70,6 +71,9 @@ func (t *Transport) add(k endpointKey) *endpoint {
 		e.config = base.Clone()
 		e.config.ServerName = k.sni
 		e.config.NextProtos = []string{"http/1.1"}
+		if k.http2 {
+			e.config.NextProtos = []string{"h2"}
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -17,6 +17,7 @@ import (
 
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
+	"concord/proxy/h2"
 )
 
 // Options configure a Transport. Zero values mean Kong's defaults.
@@ -40,6 +41,7 @@ type Transport struct {
 	o        Options
 	ownClock bool
 	names    *names
+	h2       *h2.Pool
 	stop     chan struct{}
 	once     sync.Once
 
@@ -75,7 +77,7 @@ func New(o Options) *Transport {
 	}
 	t := &Transport{
 		o: o, stop: make(chan struct{}), endpoints: map[endpointKey]*endpoint{},
-		names: newNames(o.Resolver, o.ResolveTTL, o.StaleTTL),
+		names: newNames(o.Resolver, o.ResolveTTL, o.StaleTTL), h2: h2.NewPool(h2.PoolOptions{IdleTimeout: o.IdleTimeout, Limits: o.Limits}),
 	}
 	if t.o.Clock == nil {
 		t.o.Clock, t.ownClock = h1.NewClock(), true
@@ -88,6 +90,7 @@ func New(o Options) *Transport {
 func (t *Transport) Close() {
 	t.once.Do(func() {
 		close(t.stop)
+		t.h2.Close()
 		if t.ownClock {
 			t.o.Clock.Stop()
 		}
@@ -175,6 +178,9 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 		at = netip.AddrPortFrom(addrs[(*turn+try)%len(addrs)], uint16(ep.key.port))
 	}
 	x.Peer = at
+	if x.Upstream.HTTP2 {
+		return t.exchangeHTTP2(x, ep, at)
+	}
 	// A kept connection may have been closed by the other side: that is no failure of the upstream, so it is not counted as
 	// a try, as long as sending the request again is safe.
 	for {
@@ -193,11 +199,40 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 			return err
 		}
 	}
-	c, err := t.dial(x, ep, at)
+	nc, err := t.dial(x.Upstream.ConnectTimeout, ep, at)
 	if err != nil {
 		return err
 	}
-	return t.exchange(x, c)
+	return t.exchange(x, &conn{ClientConn: h1.NewClientConn(nc, t.o.Clock, t.o.Limits), ep: ep, at: at})
+}
+
+// exchangeHTTP2 shares a connection with other exchanges.
+func (t *Transport) exchangeHTTP2(x *exchange.Exchange, ep *endpoint, at netip.AddrPort) *Error {
+	patience := x.Upstream.ConnectTimeout
+	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: ep.config, Name: ep.key.sni}, func() (net.Conn, error) {
+		nc, err := t.dial(patience, ep, at)
+		if err != nil {
+			return nil, err
+		}
+		if tc, ok := nc.(*tls.Conn); ok && tc.ConnectionState().NegotiatedProtocol != "h2" {
+			_ = nc.Close()
+			return nil, &Error{Kind: Connect, Op: "TLS handshake with", Addr: at, Err: errors.New("the upstream does not offer HTTP/2, which gRPC needs")}
+		}
+		return nc, nil
+	})
+	if err == nil {
+		return nil
+	}
+	var own *Error
+	if errors.As(err, &own) {
+		return own
+	}
+	e := &Error{Kind: kindOf(err), Op: "HTTP/2 exchange with", Addr: at, Err: err}
+	var f *h2.Failure
+	if errors.As(err, &f) {
+		e.sent, e.answered = f.Sent, f.Answered
+	}
+	return e
 }
 
 func (t *Transport) exchange(x *exchange.Exchange, c *conn) *Error {
@@ -215,6 +250,9 @@ func (t *Transport) exchange(x *exchange.Exchange, c *conn) *Error {
 // Release ends the exchange with the upstream and keeps its connection if nothing is left on it. Strings of x.Response may
 // point into that connection's memory: log first, then release.
 func (t *Transport) Release(x *exchange.Exchange) {
+	if t.h2.Release(x) {
+		return
+	}
 	c, ok := x.Link.(*conn)
 	if !ok {
 		return
@@ -225,16 +263,16 @@ func (t *Transport) Release(x *exchange.Exchange) {
 	}
 }
 
-func (t *Transport) dial(x *exchange.Exchange, ep *endpoint, at netip.AddrPort) (*conn, *Error) {
+func (t *Transport) dial(patience time.Duration, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
 	if t.o.Guard != nil {
 		if err := t.o.Guard(at); err != nil {
 			return nil, &Error{Kind: Refused, Op: "dial", Addr: at, Err: err}
 		}
 	}
 	ctx := context.Background()
-	if d := x.Upstream.ConnectTimeout; d > 0 {
+	if patience > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
+		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
 	d := net.Dialer{KeepAlive: 60 * time.Second}
@@ -250,7 +288,7 @@ func (t *Transport) dial(x *exchange.Exchange, ep *endpoint, at netip.AddrPort) 
 		}
 		nc = tc
 	}
-	return &conn{ClientConn: h1.NewClientConn(nc, t.o.Clock, t.o.Limits), ep: ep, at: at}, nil
+	return nc, nil
 }
 
 // serverName is the host without port and brackets.

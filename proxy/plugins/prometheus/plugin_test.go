@@ -11,7 +11,6 @@ import (
 
 	"concord/fsm/entity"
 	"concord/fsm/schema"
-	"concord/metrics"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
@@ -36,7 +35,7 @@ func request(set func(*exchange.Exchange)) *exchange.Exchange {
 
 // samples are the lines of the page that are no comment and whose value is not zero, without those of latencies but counts.
 func samples(r *Registry) []string {
-	var p metrics.Page
+	var p Page
 	r.Write(&p)
 	list := []string{}
 	for line := range strings.Lines(string(p.Bytes())) {
@@ -114,7 +113,7 @@ func TestCounts(t *testing.T) {
 func TestLatency(t *testing.T) {
 	r := New()
 	plugintest.New(t).Build(r.Plugin(), everything()).(plugin.Logger).Log(request(nil))
-	var p metrics.Page
+	var p Page
 	r.Write(&p)
 	for _, want := range []string{
 		`kong_kong_latency_ms_bucket{service="shop",route="orders",workspace="default",le="2"} 0`,
@@ -221,7 +220,7 @@ func BenchmarkLog(b *testing.B) {
 	}
 }
 
-// BenchmarkWrite is a page of 1,000 routes with all metrics.
+// BenchmarkWrite is a page of 1,000 routes with all
 func BenchmarkWrite(b *testing.B) {
 	r := New()
 	i := plugintest.New(b).Build(r.Plugin(), everything()).(plugin.Logger)
@@ -231,7 +230,7 @@ func BenchmarkWrite(b *testing.B) {
 		i.Log(x)
 	}
 	for b.Loop() {
-		var p metrics.Page
+		var p Page
 		r.Write(&p)
 	}
 }

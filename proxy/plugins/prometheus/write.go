@@ -5,15 +5,13 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-
-	"concord/metrics"
 )
 
 // workspace is the only one there is.
 const workspace = "default"
 
 // Write adds the counters to a page, in a fixed order.
-func (r *Registry) Write(p *metrics.Page) {
+func (r *Registry) Write(p *Page) {
 	routes := r.merged()
 	keys := slices.SortedFunc(maps.Keys(routes), func(a, b routeKey) int {
 		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.route, b.route))
@@ -27,7 +25,7 @@ func (r *Registry) Write(p *metrics.Page) {
 			}
 		}
 	}
-	p.Family("kong_http_requests_total", metrics.Counter, "Requests by status code and by who answered: the service or the gateway itself.")
+	p.Family("kong_http_requests_total", Counter, "Requests by status code and by who answered: the service or the gateway itself.")
 	each(func(key routeKey, consumer string, t *traffic) {
 		slices.SortFunc(t.codes, func(a, b codeCount) int {
 			return cmp.Or(cmp.Compare(a.code, b.code), cmp.Compare(a.source(), b.source()))
@@ -40,7 +38,7 @@ func (r *Registry) Write(p *metrics.Page) {
 			p.Add(float64(c.count), "service", key.service, "route", key.route, "code", code, "source", c.source(), "workspace", workspace, "consumer", consumer)
 		}
 	})
-	p.Family("kong_bandwidth_bytes", metrics.Counter, "Bytes received from clients (ingress) and sent to them (egress), heads and bodies.")
+	p.Family("kong_bandwidth_bytes", Counter, "Bytes received from clients (ingress) and sent to them (egress), heads and bodies.")
 	each(func(key routeKey, consumer string, t *traffic) {
 		if t.in+t.out == 0 {
 			return
@@ -56,7 +54,7 @@ func (r *Registry) Write(p *metrics.Page) {
 		ofUpstream: {"kong_upstream_latency_ms", "Milliseconds from the request sent to the head of the upstream's response.", wideBounds},
 		ofGateway:  {"kong_kong_latency_ms", "Milliseconds the gateway took before it sent the request, or until its own answer was sent.", fineBounds},
 	} {
-		p.Family(h.name, metrics.Histogram, h.help)
+		p.Family(h.name, Histogram, h.help)
 		for _, key := range keys {
 			l := &routes[key].latency[of]
 			if counts := l.counts[:len(h.bounds)+1]; slices.Max(counts) > 0 {
@@ -64,7 +62,7 @@ func (r *Registry) Write(p *metrics.Page) {
 			}
 		}
 	}
-	p.One("kong_nginx_metric_errors_total", metrics.Counter,
+	p.One("kong_nginx_metric_errors_total", Counter,
 		"Requests and codes counted under \""+other+"\" because there were too many label sets.", float64(r.lost.Load()))
 }
 

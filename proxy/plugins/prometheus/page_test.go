@@ -1,23 +1,21 @@
-package metrics_test
+package prometheus
 
 import (
 	"math"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"concord/metrics"
 )
 
 func TestPage(t *testing.T) {
-	var p metrics.Page
-	p.One("plain", metrics.Gauge, "back\\slash \"quoted\"\nline", 1.5)
-	p.Family("labelled", metrics.Counter, "two")
+	var p Page
+	p.One("plain", Gauge, "back\\slash \"quoted\"\nline", 1.5)
+	p.Family("labelled", Counter, "two")
 	p.Add(3, "a", "x\"y\\z\nforged 1", "b", "")
 	p.Add(1<<40, "a", "\xff\u00e9")
 	p.Add(math.Inf(1))
 	p.Add(math.NaN())
-	p.Family("h", metrics.Histogram, "three")
+	p.Family("h", Histogram, "three")
 	p.Buckets([]float64{0.5, 10}, []uint64{1, 2, 4}, 99.25, "a", "b")
 	want := `# HELP plain back\\slash "quoted"\nline
 # TYPE plain gauge

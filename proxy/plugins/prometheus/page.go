@@ -1,7 +1,4 @@
-// Package metrics writes the Prometheus text format, version 0.0.4.
-//
-// It counts nothing and knows no metric: whoever has figures writes them to a Page when it is asked for them.
-package metrics
+package prometheus
 
 import (
 	"math"
@@ -19,7 +16,8 @@ const (
 	Histogram = "histogram"
 )
 
-// Page is a text that grows family by family. The zero Page is empty.
+// Page is a text in the Prometheus format, version 0.0.4, that grows family by family. It counts nothing: whoever has figures writes
+// them when it is asked. The zero Page is empty.
 type Page struct {
 	b    []byte
 	name string // of the family
