@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -38,7 +39,8 @@ func (p *plain) Serve(x *exchange.Exchange) {
 	}
 	if err := p.t.RoundTrip(x); err != nil {
 		x.Response.Status = 502
-		if e, ok := err.(*upstream.Error); ok {
+		var e *upstream.Error
+		if errors.As(err, &e) {
 			x.Response.Status = e.Status()
 		}
 		x.Response.SetBody([]byte(err.Error()))

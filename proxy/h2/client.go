@@ -252,7 +252,7 @@ func appendRequestHead(b []byte, x *exchange.Exchange) ([]byte, bool) {
 	target := h1.AppendTarget(x.Scratch(), r, u)
 	b = appendInt(b, 4, literal, staticPath)
 	b = append(appendInt(b, 7, 0, len(target)), target...)
-	ok := true
+	var ok bool
 	for i := range r.Header.Fields {
 		f := &r.Header.Fields[i]
 		switch len(f.Name) {

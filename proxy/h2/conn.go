@@ -54,7 +54,6 @@ type limits struct {
 	streamWindow int           // to which one stream's may grow
 	early        bool          // the connection's window is given back on receipt: slow readers do not stop others
 	headTime     time.Duration // for a started frame or header block, and for the first SETTINGS
-	bodyTime     time.Duration
 	writeTime    time.Duration
 	idleTime     time.Duration
 }

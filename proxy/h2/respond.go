@@ -164,7 +164,7 @@ func (s *serverStream) respond() {
 // makeHead puts status and fields, without length, into s.block.
 func (s *serverStream) makeHead(r *exchange.Response, pass bool) bool {
 	b := appendStatus(append(s.block[:0], 0), r.Status)
-	date, ok := false, true
+	var date, ok bool
 	for i := range r.Header.Fields {
 		f := &r.Header.Fields[i]
 		if connectionField(f.Name) || !pass && len(f.Name) == 14 && exchange.EqualFold(f.Name, "Content-Length") {

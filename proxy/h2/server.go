@@ -327,7 +327,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		cut := ctx.Err() != nil
 		s.keep.each(func(c *conn) {
 			if cut {
-				go c.nc.Close() //nolint:errcheck // TLS takes its time to say goodbye
+				go c.nc.Close() // TLS takes its time to say goodbye
 			} else if !c.leaving.Swap(true) {
 				go func() { // writing may take its time
 					c.mu.Lock()

@@ -83,8 +83,8 @@ func (s *stream) fail(err error) {
 
 // wasReset tells whether the other side has reset the stream: it may not send more on it. c.mu is held.
 func (s *stream) wasReset() bool {
-	_, ok := s.err.(*ResetError)
-	return ok
+	var reset *ResetError
+	return errors.As(s.err, &reset)
 }
 
 // drop forgets the stream and gives its memory back. c.mu is held.
