@@ -279,12 +279,24 @@ func (t anyTable) Scan(v *View, index, key string, after ID) iter.Seq[AnyRow] {
 }
 
 func (t anyTable) Raws(v *View, f func(*AnyRow)) {
+	c := v.tables[t.m.slot]
+	k := c.trees[byID].seek(c, &point{})
 	var row AnyRow
-	t.m.scan(v, "", "", ID{}, func(r *record) bool {
-		row = AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
-		f(&row)
-		return true
-	})
+	var r record
+	places := make([]place, 0, 64)
+	for it := k.next(); it != nil; {
+		// The rows lie anywhere: ask for the memory of many before the first is needed.
+		for places = places[:0]; it != nil && len(places) < cap(places); it = k.next() {
+			c.dict.parse(c.bytes(it.at), &r)
+			places = append(places, it.at)
+		}
+		for _, at := range places {
+			if c.dict.parse(c.bytes(at), &r); !r.expired(v.now) {
+				row = AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
+				f(&row)
+			}
+		}
+	}
 }
 
 func (m *meta) get(v *View, id ID, r *record) bool {

@@ -224,13 +224,14 @@ func TestPlainAndTLSOnBothPorts(t *testing.T) {
 	if got := get(t, dial(t, addrs[0])); got != "http  127.0.0.1" {
 		t.Errorf("plain: %q", got)
 	}
-	for _, addr := range addrs { // TLS is understood on the plain port too
+	for i, addr := range addrs { // TLS is understood on the plain port too
 		c := dialTLS(t, addr, "a.example.com")
 		if got := get(t, c); got != "https a.example.com 127.0.0.1" {
 			t.Errorf("TLS: %q", got)
 		}
-		if p := c.ConnectionState().NegotiatedProtocol; p != "http/1.1" {
-			t.Errorf("protocol %q", p)
+		want := []string{"http/1.1", "h2"}[i] // the second listener has the flag http2
+		if p := c.ConnectionState().NegotiatedProtocol; p != want {
+			t.Errorf("listener %d: protocol %q, want %q", i, p, want)
 		}
 	}
 }
