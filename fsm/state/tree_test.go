@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// field lays out n rows of which only the ids are looked at, in no order. Places are 8 steps apart.
+// idsOnly lays out n rows of which only the ids are looked at, in no order. Places are 8 steps apart.
 func idsOnly(n int) *content {
 	c := &content{}
 	for i := range n {
@@ -52,9 +52,9 @@ func TestTree(t *testing.T) {
 	const rows = 20_000
 	c := idsOnly(rows)
 	heads := map[string]func(i int) uint64{
-		"even":    func(i int) uint64 { return uint64(i+1) * 0xbf58476d1ce4e5b9 },
-		"ordered": func(i int) uint64 { return uint64(i) },
-		"one":     func(int) uint64 { return 5 },
+		"even":     func(i int) uint64 { return uint64(i+1) * 0xbf58476d1ce4e5b9 },
+		"ordered":  func(i int) uint64 { return uint64(i) },
+		"one":      func(int) uint64 { return 5 },
 		"few, far": func(i int) uint64 { return [...]uint64{0, 1, 1 << 63, 1<<64 - 1}[i%4] },
 	}
 	for name, head := range heads {

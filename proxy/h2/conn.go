@@ -17,7 +17,6 @@ import (
 
 const (
 	readBuffer  = 32 << 10 // holds the largest frame and more; a connection without streams has none
-	keptOut     = 1 << 10  // of the write buffers an idle connection keeps
 	maxOut      = 64 << 10 // data waits for room when so much is queued
 	maxQueued   = 256 << 10
 	calmBurst   = 1000 // see charge
@@ -82,6 +81,7 @@ type conn struct {
 
 	leaving         atomic.Bool
 	readBy, writeBy atomic.Int64
+	restBy          atomic.Int64 // when a connection without streams gives its buffers back
 	waits           atomic.Int32 // streams with deadlines
 
 	mu       sync.Mutex
@@ -90,6 +90,7 @@ type conn struct {
 	maxID    uint32 // highest stream so far
 	lastID   uint32 // highest that was taken
 	idleBy   int64
+	resting  bool  // no stream, no buffers
 	err      error // the connection is over for its streams
 	dead     bool  // nothing can be written any more
 	draining int
@@ -190,9 +191,7 @@ func (c *conn) fill() error {
 		c.partialBy = c.keep.in(c.lim.headTime)
 	}
 	c.arm()
-	if c.running == 0 && c.e == 0 {
-		c.releaseBuffers()
-	}
+	c.rest()
 	c.mu.Unlock()
 	for {
 		room := c.small[:]
@@ -223,17 +222,21 @@ func (c *conn) fill() error {
 	}
 }
 
-// releaseBuffers keeps an idle connection small. c.mu is held.
-func (c *conn) releaseBuffers() {
+// restAfter is how long a connection without streams keeps its buffers, in milliseconds.
+const restAfter = 1000
+
+// rest gives the buffers of a connection without streams back. c.mu is held.
+func (c *conn) rest() {
+	c.resting = c.running == 0 && c.e == 0
+	if !c.resting {
+		return
+	}
 	if c.in != nil {
 		readPool.Put(c.in)
 		c.in, c.r, c.e = nil, 0, 0
 	}
-	if !c.flushing && len(c.out) == 0 && cap(c.out) > keptOut {
-		c.out = nil
-	}
-	if cap(c.spare) > keptOut {
-		c.spare = nil
+	if !c.flushing && len(c.out) == 0 {
+		c.out, c.spare = nil, nil
 	}
 }
 
@@ -284,6 +287,7 @@ func (c *conn) late() error {
 	}
 	c.arm()
 	c.flush(false)
+	c.rest()
 	return nil
 }
 
@@ -330,6 +334,7 @@ func (c *conn) ended() {
 	if c.draining == drainNo {
 		c.idleBy = c.keep.in(c.lim.idleTime)
 	}
+	c.restBy.Store(c.keep.now() + restAfter)
 	c.arm()
 }
 
@@ -435,7 +440,8 @@ func (c *conn) end(err error) {
 	for c.running > 0 {
 		c.room.Wait()
 	}
-	c.releaseBuffers()
+	c.e = 0
+	c.rest()
 	c.mu.Unlock()
 	c.keep.remove(c)
 }

@@ -95,6 +95,9 @@ func (c *conn) tick(now int64) {
 	if t := c.writeBy.Load(); t > 0 && now >= t && c.writeBy.CompareAndSwap(t, 0) {
 		_ = c.nc.SetWriteDeadline(longAgo)
 	}
+	if t := c.restBy.Load(); t > 0 && now >= t && c.restBy.CompareAndSwap(t, 0) {
+		c.wake()
+	}
 	if c.waits.Load() == 0 {
 		return
 	}

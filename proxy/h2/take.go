@@ -80,11 +80,11 @@ func (c *conn) takeHeaders(f *frame) error {
 		c.head.wrong = malformed("a stream depends on itself")
 	}
 	c.blockEnd = f.has(flagEndStream)
+	c.block = append(c.block[:0], f.payload...) // the decoder keeps a reference to what it has read
 	if f.has(flagEndHeaders) {
-		return c.decode(f.id, f.payload)
+		return c.decode(f.id)
 	}
 	c.blockID = f.id
-	c.block = append(c.block[:0], f.payload...)
 	return c.paid(f)
 }
 
@@ -100,11 +100,7 @@ func (c *conn) takeContinuation(f *frame) error {
 		return c.paid(f)
 	}
 	c.blockID = 0
-	err := c.decode(f.id, c.block)
-	if cap(c.block) > maxFrame {
-		c.block = nil
-	}
-	return err
+	return c.decode(f.id)
 }
 
 // paid charges for pieces of header blocks that are smaller than an honest sender makes them.
@@ -117,9 +113,16 @@ func (c *conn) paid(f *frame) error {
 	return c.charge(1)
 }
 
-// decode reads a header block. Whatever is wrong with the fields, it is decoded to the end: the compression state is the
+// keptBlock is how large a buffer for header blocks a connection keeps.
+const keptBlock = 1 << 10
+
+// decode reads c.block. Whatever is wrong with the fields, it is decoded to the end: the compression state is the
 // connection's.
-func (c *conn) decode(id uint32, block []byte) error {
+func (c *conn) decode(id uint32) error {
+	block := c.block
+	if cap(block) > keptBlock {
+		c.block = nil
+	}
 	if _, err := c.dec.Write(block); err != nil {
 		return &connError{CompressionError, err.Error()}
 	}

@@ -130,15 +130,15 @@ func TestNoMixedIdentity(t *testing.T) {
 func TestUnknownUserCostsTheSame(t *testing.T) {
 	b := newBench(t)
 	i := b.Build(Plugin(), schema.Record{}).(plugin.Accessor)
-	password := strings.Repeat("p", 2000)
+	password := strings.Repeat("p", 20_000) // so long that hashing is most of the work
 	best := func(user string) time.Duration {
 		x := plugintest.Request("GET", "/", basic(user+":"+password))
 		least := time.Hour
-		for range 20 {
+		for range 10 {
 			x.Reset()
 			x.Request.Header.Add("Authorization", strings.TrimPrefix(basic(user+":"+password), "Authorization: "))
 			start := time.Now()
-			for range 100 {
+			for range 20 {
 				_ = i.Access(x)
 			}
 			least = min(least, time.Since(start))
