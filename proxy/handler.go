@@ -360,7 +360,7 @@ type filteredBody struct {
 	x     *exchange.Exchange
 	steps []*dataplane.Step
 	inner exchange.Body
-	done  bool
+	done  atomic.Bool // a front end may close the body while it is read
 }
 
 // filterBody puts the body filters, if there are any, before the response body.
@@ -379,7 +379,7 @@ func (r *run) filterBody(h *Handler, x *exchange.Exchange) {
 }
 
 func (b *filteredBody) Next() (chunk []byte, err error) {
-	if b.done {
+	if b.done.Load() {
 		return nil, io.EOF
 	}
 	var end error = io.EOF
@@ -389,11 +389,14 @@ func (b *filteredBody) Next() (chunk []byte, err error) {
 	if end != nil && end != io.EOF {
 		return nil, end
 	}
-	b.done = end == io.EOF
+	last := end == io.EOF
+	if last {
+		b.done.Store(true)
+	}
 	defer b.h.recovered("body_filter", &err)
 	for _, s := range b.steps {
 		if s.Body != nil {
-			if chunk, err = s.Body.BodyFilter(b.x, chunk, b.done); err != nil {
+			if chunk, err = s.Body.BodyFilter(b.x, chunk, last); err != nil {
 				return nil, err
 			}
 		}
@@ -402,7 +405,7 @@ func (b *filteredBody) Next() (chunk []byte, err error) {
 }
 
 func (b *filteredBody) Close() error {
-	b.done = true
+	b.done.Store(true)
 	if b.inner == nil {
 		return nil
 	}

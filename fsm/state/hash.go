@@ -48,11 +48,10 @@ type hash struct {
 // none is the bucket of tables that never held anything.
 var none bucket
 
-// begin makes the first bucket.
-func (h *hash) begin() {
-	h.depth, h.listed = segmentBits, h.epoch
-	h.segments = []segment{{h.epoch, new([segmentSize]*bucket)}}
-	h.point(0, &bucket{epoch: h.epoch})
+func newHash() hash {
+	h := hash{depth: segmentBits, segments: []segment{{buckets: new([segmentSize]*bucket)}}}
+	h.point(0, &bucket{})
+	return h
 }
 
 func (h *hash) freeze() { h.epoch++ }
@@ -155,7 +154,9 @@ func (b *bucket) remove(i int) {
 // set puts in a place; that of the row before it moved or was replaced, if not 0, goes.
 func (h *hash) set(head uint64, old, at place) {
 	if h.segments == nil {
-		h.begin()
+		epoch := h.epoch
+		*h = newHash()
+		h.epoch = epoch
 	}
 	tag := tagOf(head)
 	b := h.own(tag)
@@ -215,11 +216,12 @@ func (h *hash) double() {
 }
 
 // sow makes a hash of items, whose order it changes. same is called with the places of items that have the same head.
-func sow(items []item, same func(a, b place)) (h hash) {
-	if len(items) > 0 {
-		h.begin()
-		h.sow(items, 0, 0, same)
+func sow(items []item, same func(a, b place)) hash {
+	if len(items) == 0 {
+		return hash{}
 	}
+	h := newHash()
+	h.sow(items, 0, 0, same)
 	return h
 }
 

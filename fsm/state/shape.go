@@ -19,17 +19,17 @@ import (
 type kind byte
 
 const (
-	kindNull   kind = iota + 1 // no data
-	kindFalse                  // no data
-	kindTrue                   // no data
-	kindOwn                    // the row's id as a string: no data
-	kindInt                    // an integer: zigzag varint
-	kindText                   // a string: length, text
-	kindRef                    // {"id":"…"}: length, text
+	kindNull   kind = iota + 1 // no data, as the next three
+	kindFalse                  //
+	kindTrue                   //
+	kindOwn                    // the row's id
+	kindInt                    // zigzag varint; as the rest: only if it gives the same JSON again
+	kindText                   // length, text of the string
+	kindRef                    // {"id":"…"}: length, text of the id
 	kindSealed                 // {"$sealed":"…"}: length, nonce and clear text
 	kindList                   // a list of strings without escapes: length, JSON
 	kindJSON                   // anything else: length, JSON
-	kindMixed                  // anything else with sealed values in it: length, JSON
+	kindMixed                  // JSON with sealed values in it: length, JSON
 )
 
 // shape is what rows have in common that have the same members of the same kinds: their names, and where their values go in T. A row
@@ -165,41 +165,55 @@ func (s *shape) position(name string) int {
 	return -1
 }
 
-// setter says how a value of a kind gets into the field.
 func (f *field) setter(k kind) setter {
-	type pair struct {
-		k kind
-		t reflect.Type
-	}
-	if k == kindJSON && f.typ == reflect.TypeFor[json.RawMessage]() {
-		return setRaw
-	}
-	if !f.direct {
+	is := func(t reflect.Type) bool { return f.typ == t }
+	one := func(ok bool, s setter) setter {
+		if ok && f.direct {
+			return s
+		}
 		return setByJSON
 	}
-	if k == kindNull {
-		return setNothing
+	switch f.typ.Kind() {
+	case reflect.String, reflect.Float64, reflect.Int, reflect.Bool, reflect.Slice, reflect.Map, reflect.Pointer, reflect.Struct:
+		if k == kindNull && f.direct {
+			return setNothing
+		}
 	}
-	s, ok := map[pair]setter{
-		{kindFalse, reflect.TypeFor[bool]()}:      setNothing,
-		{kindTrue, reflect.TypeFor[bool]()}:       setTrue,
-		{kindFalse, reflect.TypeFor[*bool]()}:     setBoolPtr,
-		{kindTrue, reflect.TypeFor[*bool]()}:      setBoolPtr,
-		{kindOwn, reflect.TypeFor[string]()}:      setString,
-		{kindText, reflect.TypeFor[string]()}:     setString,
-		{kindSealed, reflect.TypeFor[string]()}:   setString,
-		{kindInt, reflect.TypeFor[float64]()}:     setFloat,
-		{kindJSON, reflect.TypeFor[float64]()}:    setFloatText,
-		{kindInt, reflect.TypeFor[int]()}:         setInt,
-		{kindInt, reflect.TypeFor[*int]()}:        setIntPtr,
-		{kindRef, reflect.TypeFor[entity.Ref]()}:  setString, // its only field
-		{kindRef, reflect.TypeFor[*entity.Ref]()}: setRef,
-		{kindList, reflect.TypeFor[[]string]()}:   setStrings,
-	}[pair{k, f.typ}]
-	if !ok {
-		return setByJSON
+	switch k {
+	case kindFalse:
+		if is(reflect.TypeFor[*bool]()) {
+			return setBoolPtr
+		}
+		return one(f.typ.Kind() == reflect.Bool, setNothing)
+	case kindTrue:
+		if is(reflect.TypeFor[*bool]()) {
+			return setBoolPtr
+		}
+		return one(f.typ.Kind() == reflect.Bool, setTrue)
+	case kindInt:
+		switch {
+		case is(reflect.TypeFor[*int]()):
+			return setIntPtr
+		case f.typ.Kind() == reflect.Int:
+			return one(true, setInt)
+		}
+		return one(f.typ.Kind() == reflect.Float64, setFloat)
+	case kindOwn, kindText, kindSealed:
+		return one(f.typ.Kind() == reflect.String, setString)
+	case kindRef:
+		if is(reflect.TypeFor[*entity.Ref]()) {
+			return setRef
+		}
+		return one(is(reflect.TypeFor[entity.Ref]()), setString)
+	case kindList:
+		return one(is(reflect.TypeFor[[]string]()), setStrings)
+	case kindJSON:
+		if is(reflect.TypeFor[json.RawMessage]()) {
+			return setRaw
+		}
+		return one(f.typ.Kind() == reflect.Float64, setFloatText)
 	}
-	return s
+	return setByJSON
 }
 
 const cacheLine = 64
@@ -211,7 +225,7 @@ type record struct {
 	index   uint64
 	expires int64
 	values  []byte
-	ahead   byte // scratch of parse
+	ahead   byte // scratch
 }
 
 // expired says whether the row has expired at a time; not at 0.
@@ -404,6 +418,7 @@ func (r *record) appendRaw(out []byte) []byte {
 		case kindRef:
 			out = append(append(append(out, refOpening...), text...), refClosing...)
 		case kindSealed:
+
 			out = x.key.AppendSealed(out, table, id, text)
 		case kindList, kindJSON, kindMixed:
 			out = append(out, text...)

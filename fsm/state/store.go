@@ -283,20 +283,16 @@ func (t anyTable) Raws(v *View, f func(*AnyRow)) {
 	k := c.trees[byID].seek(c, &point{})
 	var row AnyRow
 	var r record
-	var ids [64]ID
-	var places [64]place
-	for n := len(ids); n == len(ids); {
-		// The rows lie anywhere: the memory of many is asked for before the first is needed.
-		n = 0
-		for it := k.next(); it != nil; it = k.next() {
-			ids[n], places[n] = c.idAt(it.at), it.at
-			if n++; n == len(ids) {
-				break
-			}
+	places := make([]place, 0, 64)
+	for it := k.next(); it != nil; {
+		// The rows lie anywhere: ask for the memory of many before the first is needed.
+		for places = places[:0]; it != nil && len(places) < cap(places); it = k.next() {
+			c.dict.parse(c.bytes(it.at), &r)
+			places = append(places, it.at)
 		}
-		for i, at := range places[:n] {
+		for _, at := range places {
 			if c.dict.parse(c.bytes(at), &r); !r.expired(v.now) {
-				row = AnyRow{ID: ids[i], Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
+				row = AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
 				f(&row)
 			}
 		}

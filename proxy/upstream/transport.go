@@ -209,7 +209,11 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 // exchangeHTTP2 shares a connection with other exchanges.
 func (t *Transport) exchangeHTTP2(x *exchange.Exchange, ep *endpoint, at netip.AddrPort) *Error {
 	patience := x.Upstream.ConnectTimeout
-	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: ep.config, Name: ep.key.sni}, func() (net.Conn, error) {
+	config := ep.key.config // and not the endpoint's own, which is made anew when it was idle
+	if config == nil && ep.key.tls {
+		config = t.o.TLS
+	}
+	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: config, Name: ep.key.sni}, func() (net.Conn, error) {
 		nc, err := t.dial(patience, ep, at)
 		if err != nil {
 			return nil, err
