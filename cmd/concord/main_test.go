@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"concord/test/harness"
 )
 
 func TestMain(m *testing.M) {
@@ -20,12 +22,11 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
 			for _, name := range []string{"PROXY", "ADMIN", "STATUS", "CLUSTER", "GOSSIP", "UPSTREAM"} {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
+				addr, err := harness.FreeAddr()
 				if err != nil {
 					return err
 				}
-				e.Setenv(name, l.Addr().String())
-				l.Close()
+				e.Setenv(name, addr)
 			}
 			busy, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {

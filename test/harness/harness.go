@@ -7,11 +7,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +28,7 @@ var (
 	buildOnce sync.Once
 	buildDir  string
 	errBuild  error
-	ports     sync.Map // given out by FreePort
+	ports     sync.Map // given out by FreeAddr
 )
 
 // Bin returns the path of a program of the project ("concord", "gwctl"), built once per test process. CONCORD_BIN_DIR
@@ -59,29 +61,37 @@ func Clean() {
 	}
 }
 
-// FreePort returns a loopback port that was free a moment ago, below the kernel's ephemeral range so that no outgoing
-// connection takes it before the node does (a node must come back on the same port after a restart).
+// FreePort returns a loopback port as FreeAddr does.
 func FreePort(t testing.TB) int {
 	t.Helper()
+	addr, err := FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(netip.MustParseAddrPort(addr).Port())
+}
+
+// FreeAddr returns a loopback address that was free for TCP and UDP a moment ago, below the kernel's ephemeral range so that no outgoing
+// connection takes it before the node does (a node must come back on the same port after a restart).
+func FreeAddr() (string, error) {
 	for range 200 {
-		p := 15000 + rand.IntN(17000)
-		if _, taken := ports.LoadOrStore(p, true); taken {
+		addr := fmt.Sprintf("127.0.0.1:%d", 15000+rand.IntN(17000))
+		if _, taken := ports.LoadOrStore(addr, true); taken {
 			continue // given to another node of this process that may not listen yet
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue
 		}
-		u, uerr := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", p))
+		u, err := net.ListenPacket("udp", addr)
 		l.Close()
-		if uerr != nil {
+		if err != nil {
 			continue
 		}
 		u.Close()
-		return p
+		return addr, nil
 	}
-	t.Fatal("no free port found")
-	return 0
+	return "", errors.New("no free port on 127.0.0.1")
 }
 
 // Node is one gateway process.
