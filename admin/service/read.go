@@ -420,7 +420,8 @@ func shown(def entity.Def, row []byte, expires int64, now time.Time, members *me
 	case expires == 0:
 		add("ttl", []byte("null"))
 	default:
-		add("ttl", strconv.AppendInt(nil, max(0, (expires-now.UnixMilli())/1000), 10))
+		// Whole seconds that are still to come: one of 300 is answered as 299, as Kong does (clients check that it has begun to run).
+		add("ttl", strconv.AppendInt(nil, max(0, (expires-1-now.UnixMilli())/1000), 10))
 	}
 	return row
 }
