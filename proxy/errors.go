@@ -34,6 +34,9 @@ var (
 	errNoRoute   = &failure{status: 404, message: "no Route matched with those values"}
 	errNoService = &failure{status: 503, message: "no Service found with those values"}
 	errLoop      = &failure{status: 508, message: "Loop detected"}
+	errOverload  = &failure{status: 503, message: "Too many requests are running"}
+	errAmbiguous = &failure{status: 400, message: "The path leads elsewhere when its escaped separators are decoded"}
+	errTooLarge  = &failure{status: 413, message: plugin.Message(413), nginx: true}
 )
 
 const unexpected = "An unexpected error occurred"
@@ -111,6 +114,53 @@ func (h *Handler) exit(x *exchange.Exchange, e *plugin.Exit) {
 	p.SetBody(body)
 }
 
+// A template is the user's text of an error body, cut at its two %s.
+type template [3]string
+
+// Templates are checked by CheckTemplate when settings are read.
+func newTemplates(byType map[string]string) (t [typeXML + 1]*template) {
+	for name, text := range byType {
+		a, rest, _ := strings.Cut(text, "%s")
+		b, c, _ := strings.Cut(rest, "%s")
+		if k := knownType(name); k != typeNone {
+			t[k] = &template{percent(a), percent(b), percent(c)}
+		}
+	}
+	return t
+}
+
+// percent undoes the %% of Kong's templates, which are format strings.
+func percent(s string) string { return strings.ReplaceAll(s, "%%", "%") }
+
+// CheckTemplate tells what is wrong with the text of an error template.
+func CheckTemplate(text string) error {
+	plain := strings.ReplaceAll(text, "%%", "")
+	if strings.Count(plain, "%s") != 2 || strings.Count(plain, "%") != 2 {
+		return errors.New("must hold %s twice, for the message and for the request id, and %% for any other %")
+	}
+	return nil
+}
+
+func (t *template) append(b []byte, kind mediaType, message, id string) []byte {
+	b = append(b, t[0]...)
+	switch kind {
+	case typeHTML, typeXML:
+		b = append(b, html.EscapeString(message)...)
+	case typeJSON:
+		quoted := appendJSON(nil, message) // the template has the quotes
+		b = append(b, quoted[1:len(quoted)-1]...)
+	default:
+		b = append(b, message...)
+	}
+	b = append(b, t[1]...)
+	b = append(b, id...)
+	return append(b, t[2]...)
+}
+
+func (t mediaType) name() string {
+	return [...]string{"application/json", "application/json", "text/html", "text/plain", "application/xml"}[t]
+}
+
 func marshal(v any) ([]byte, error) {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
@@ -153,7 +203,13 @@ func (h *Handler) template(x *exchange.Exchange, status int, message string, ngi
 	}
 	b := make([]byte, 0, 256)
 	contentType := ""
-	switch h.errorType(x, nginx) {
+	t := h.errorType(x, nginx)
+	if custom := h.templates[t]; custom != nil {
+		p.Header.Set("Content-Type", x.Concat(t.name(), "; charset=utf-8"))
+		p.SetBody(custom.append(b, t, message, x.RequestID))
+		return
+	}
+	switch t {
 	case typeHTML:
 		contentType = "text/html"
 		b = append(b, "<!doctype html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n    <title>Error</title>\n  </head>\n  <body>\n    <h1>Error</h1>\n    <p>"...)
@@ -280,6 +336,9 @@ func (h *Handler) upstreamFailed(x *exchange.Exchange, err error) error {
 	var exit *plugin.Exit
 	if errors.As(err, &exit) { // a plugin that watches the request body ended it
 		return exit
+	}
+	if errors.Is(err, errTooLarge) {
+		return errTooLarge
 	}
 	f := &failure{status: 502, nginx: true, cause: err}
 	var e *upstream.Error

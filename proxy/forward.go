@@ -123,6 +123,76 @@ func (h *Handler) refuseLoop(x *exchange.Exchange) error {
 	return nil
 }
 
+// PathEscapes is what becomes of a path that an upstream may read differently: see exchange.OtherReading.
+type PathEscapes uint8
+
+// The ways to treat such paths.
+const (
+	CheckPathEscapes  PathEscapes = iota // passed on if both readings lead to the same route
+	RefusePathEscapes                    // refused if a separator is escaped, whatever the routes
+	PassPathEscapes                      // passed on, as Kong does
+)
+
+// refuseAmbiguous stops a request whose path an upstream may read as one that belongs to another route: its plugins would
+// have been those of the wrong one.
+func (h *Handler) refuseAmbiguous(x *exchange.Exchange, r *run) error {
+	path := x.Request.Path
+	if h.o.PathEscapes == PassPathEscapes || !exchange.HasOtherReading(path) {
+		return nil
+	}
+	if h.o.PathEscapes == RefusePathEscapes && exchange.HasEscapedSeparator(path) {
+		return errAmbiguous
+	}
+	other, ok := x.OtherReading(path)
+	if !ok {
+		return errAmbiguous
+	}
+	r.query.Path = other
+	t, ok := r.snap.Find(&r.query)
+	r.query.Path = path
+	if !ok || t.Route != r.target.Route {
+		return errAmbiguous
+	}
+	return nil
+}
+
+// limitBody holds the request to MaxBody.
+func (h *Handler) limitBody(x *exchange.Exchange, r *run) error {
+	limit, req := h.o.MaxBody, &x.Request
+	if limit == 0 {
+		return nil
+	}
+	if req.Length > limit {
+		return errTooLarge
+	}
+	if req.Length < 0 {
+		r.request = limitedBody{Body: req.Body, left: limit}
+		req.Body = &r.request
+	}
+	return nil
+}
+
+// limitedBody ends a body of unknown length that grows too long.
+type limitedBody struct {
+	exchange.Body
+	left int64
+}
+
+// Next implements exchange.Body.
+func (b *limitedBody) Next() ([]byte, error) {
+	if b.left < 0 {
+		return nil, errTooLarge
+	}
+	chunk, err := b.Body.Next()
+	if b.left -= int64(len(chunk)); b.left < 0 {
+		return nil, errTooLarge
+	}
+	return chunk, err
+}
+
+// Ready implements exchange.Readier.
+func (b *limitedBody) Ready() bool { return b.left >= 0 && exchange.Ready(b.Body) }
+
 // scheme is that of the client's request, as a trusted proxy saw it.
 func (r *run) scheme(x *exchange.Exchange) string {
 	if r.trusted {

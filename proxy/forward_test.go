@@ -164,7 +164,12 @@ func TestPathTricks(t *testing.T) {
 	for target, want := range map[string]string{
 		"/%61dmin": "401", "//admin": "401", "/./admin": "401", "/x/../admin": "401", "/admin/.": "401", "/admin;x": "401", "/%2e%2e/admin": "401",
 		"/admin?..": "401", "/x/%2E%2E/admin": "401", "http://gw/admin": "401",
-		"/admin%2f": "400", "/admin%00": "400", "/admin%5c": "400", "/admin%23": "400", "/admin%3b": "400", "/%zz": "400", "/admin#x": "400", "/x%2f..%2fadmin": "400",
+		"/admin%00": "400", "/%zz": "400", "/admin#x": "400",
+		"/admin%2f": "401", "/admin%5c": "401", "/admin%23": "401", "/admin%3b": "401", "/admin%2fx": "401", "/admin%3fx": "401",
+		"/x%2f..%2fadmin": "400", "/x/..%2fadmin": "400", "/..%5cadmin": "400", "/x/..;/admin": "400", "/x/..%3bx/admin": "400", "/x/.;/a": "400", "/x%2f..": "400", "/x/%2e%2e%2fadmin": "400",
+		"/%2fadmin": "400", "/%5cadmin": "400", "/;x/admin": "400", "/%3bx/admin": "400",
+		"/x%2fadmin": "200 /x%2Fadmin", "/x/a%23b": "200 /x/a%23b", "/x;v=1/b": "200 /x;v=1/b", "/projects/a%2fb/c": "200 /projects/a%2Fb/c", "/@s%2fname": "200 /@s%2Fname",
+		"/to/https%3a%2f%2fa.com%2f": "200 /to/https%3A%2F%2Fa.com%2F", "/x/c%23": "200 /x/c%23",
 		"/ADMIN": "200 /ADMIN", "/%252e%252e/admin": "200 /%252e%252e/admin", "/%c0%ae%c0%ae/admin": "200 /%C0%AE%C0%AE/admin",
 	} {
 		a := g.get(target)
@@ -174,6 +179,41 @@ func TestPathTricks(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %s, want %s", target, got, want)
+		}
+	}
+}
+
+// The three ways to treat paths with two readings.
+func TestPathEscapes(t *testing.T) {
+	for _, c := range []struct {
+		mode proxy.PathEscapes
+		want string // the statuses of: a/b escaped, a/b under another route when decoded, dots, parameters, NUL
+	}{
+		{proxy.CheckPathEscapes, "[200 400 400 200 400]"},
+		{proxy.RefusePathEscapes, "[400 400 400 200 400]"},
+		{proxy.PassPathEscapes, "[200 200 200 200 400]"},
+	} {
+		g := start(t, func(o *proxy.Options) { o.PathEscapes = c.mode })
+		g.put(fx.Route("open", "svc", "/"), fx.Route("admin", "svc", "/x/admin"))
+		var got []int
+		for _, p := range []string{"/x/a%2fb", "/x%2fadmin", "/x%2f..%2fadmin", "/x;v=1/b", "/x%00"} {
+			got = append(got, g.get(p).StatusCode)
+		}
+		if fmt.Sprint(got) != c.want {
+			t.Errorf("mode %d: %v, want %s", c.mode, got, c.want)
+		}
+	}
+}
+
+// A path that no route matches when it is decoded belongs to none: the routes are a list of what is allowed.
+func TestPathEscapesWithoutFallback(t *testing.T) {
+	g := start(t, nil)
+	r := fx.Route("item", "svc", "~/items/[^/]+$")
+	r.StripPath = false
+	g.put(r)
+	for path, want := range map[string]int{"/items/a": 200, "/items/a/b": 404, "/items/a%2fb": 400, "/items/a%40b": 200} {
+		if got := g.get(path).StatusCode; got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
 		}
 	}
 }

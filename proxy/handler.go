@@ -49,6 +49,16 @@ type Options struct {
 	HeadersUpstream []string
 	// ErrorDefaultType is the media type of gateway errors for clients that name none; default text/plain.
 	ErrorDefaultType string
+	// ErrorTemplates replace the bodies of gateway errors: a media type's text with two %s, for message and request id.
+	ErrorTemplates map[string]string
+	// AllowDebugHeader answers Kong-Debug: 1 with the names of route and service.
+	AllowDebugHeader bool
+	// PathEscapes is what becomes of paths that upstreams may read in two ways.
+	PathEscapes PathEscapes
+	// MaxBody is the longest request body in bytes, more is a 413; 0: no limit.
+	MaxBody int64
+	// MaxInFlight is how many requests may run at once, more are answered 503; 0: no limit.
+	MaxInFlight int64
 	// AccessLog receives Kong's access log lines; nil: none.
 	AccessLog *AccessLog
 	// Stats are where to count; nil: counters of this handler alone.
@@ -68,9 +78,11 @@ type Handler struct {
 	upstreams Upstreams
 	add       additions
 	trusted   trust
+	templates [typeXML + 1]*template
 	gate      *indexGate
 	runs      sync.Pool
 	stats     *Stats
+	inFlight  atomic.Int64 // counted only with MaxInFlight
 }
 
 // Stats count since the start.
@@ -78,6 +90,7 @@ type Stats struct {
 	Panics       atomic.Uint64 // of plugins, each answered with 500
 	PluginErrors atomic.Uint64 // plugins that failed, each answered with 500
 	Loops        atomic.Uint64 // requests refused with 508
+	Overloads    atomic.Uint64 // requests refused because MaxInFlight others were running
 }
 
 // New makes a Handler.
@@ -88,8 +101,8 @@ func New(o Options) *Handler {
 	h := &Handler{
 		o: o, log: o.Log, holder: o.Holder, upstreams: o.Upstreams,
 		add:     newAdditions(o),
-		trusted: newTrust(o),
-		gate:    newIndexGate(o.Holder, o.Committed, o.MinIndexWait),
+		trusted: newTrust(o), templates: newTemplates(o.ErrorTemplates),
+		gate: newIndexGate(o.Holder, o.Committed, o.MinIndexWait),
 	}
 	if h.stats = o.Stats; h.stats == nil {
 		h.stats = &Stats{}
@@ -115,6 +128,7 @@ type run struct {
 	showIndex bool              // the client asked for a configuration index
 	index     uint64            // that it got
 	body      filteredBody
+	request   limitedBody
 	dispatch  *balancer.Dispatch // nil: the service names its host itself
 }
 
@@ -132,6 +146,10 @@ func (h *Handler) Serve(x *exchange.Exchange) {
 	h.identifyClient(x, r)
 
 	err := waited
+	if h.o.MaxInFlight > 0 && h.inFlight.Add(1) > h.o.MaxInFlight {
+		h.stats.Overloads.Add(1)
+		err = errOverload
+	}
 	if err == nil {
 		err = h.proxy(x, r)
 	}
@@ -150,6 +168,9 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	if err := h.refuseLoop(x); err != nil {
 		return err
 	}
+	if err := h.limitBody(x, r); err != nil {
+		return err
+	}
 	if err := h.rewrite(x, r.steps); err != nil {
 		return err
 	}
@@ -160,6 +181,9 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	var ok bool
 	if r.target, ok = r.snap.Find(&r.query); !ok {
 		return errNoRoute
+	}
+	if err := h.refuseAmbiguous(x, r); err != nil {
+		return err
 	}
 	h.routed(x, r)
 	if err := h.checkProtocol(x, r); err != nil {
@@ -320,6 +344,9 @@ func (h *Handler) Finish(x *exchange.Exchange) {
 	}
 	h.upstreams.Release(x) // behind the log: the response's strings may be in the upstream connection's memory
 	r.snap.Unpin(r.shard)
+	if h.o.MaxInFlight > 0 {
+		h.inFlight.Add(-1)
+	}
 	x.Pinned = nil
 	clear(r.own)
 	*r = run{own: r.own[:0]}

@@ -101,8 +101,28 @@ func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
 	if a.requestID {
 		head.Set("X-Kong-Request-Id", x.RequestID)
 	}
+	if h.o.AllowDebugHeader && x.Request.Header.Get("Kong-Debug") == "1" {
+		debugHeaders(x)
+	}
 	if r != nil && r.showIndex {
 		head.Set("X-Config-Index", h.number(x, int64(r.index)))
+	}
+}
+
+// debugHeaders tells what the request matched, as Kong does.
+func debugHeaders(x *exchange.Exchange) {
+	head := &x.Response.Header
+	if r := x.Route; r != nil {
+		head.Set("Kong-Route-Id", r.ID)
+		if r.Name != "" {
+			head.Set("Kong-Route-Name", r.Name)
+		}
+	}
+	if s := x.Service; s != nil {
+		head.Set("Kong-Service-Id", s.ID)
+		if s.Name != "" {
+			head.Set("Kong-Service-Name", s.Name)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"concord/admin/rest"
+	"concord/cmd/concord/settings"
 	"concord/proxy"
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
@@ -46,10 +47,17 @@ func (e *engine) shutdown(ctx context.Context) {
 }
 
 // use makes a server with this handler the one for new connections.
-func (f *front) use(h *proxy.Handler) {
+func (f *front) use(h *proxy.Handler, s *settings.Settings) {
+	limits, requests := h1.Limits{HeadBytes: s.MaxHead, TargetBytes: s.MaxTarget}, uint64(s.KeepaliveRequests)
 	next := &engine{
-		h1: h1.New(h1.Options{Handler: counted{h, &f.requests}, Refuse: h.Refuse, Clock: f.clock, Log: f.log}),
-		h2: h2.New(h2.Options{Handler: counted{h, &f.requests}, Refuse: h.Refuse, Clock: f.clock, Log: f.log}),
+		h1: h1.New(h1.Options{
+			Handler: counted{h, &f.requests}, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
+			WriteTimeout: s.SendTimeout, IdleTimeout: s.KeepaliveTimeout, MaxRequests: requests, Clock: f.clock, Log: f.log,
+		}),
+		h2: h2.New(h2.Options{
+			Handler: counted{h, &f.requests}, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
+			WriteTimeout: s.SendTimeout, IdleTimeout: s.KeepaliveTimeout, MaxRequests: requests, Clock: f.clock, Log: f.log,
+		}),
 	}
 	f.mu.Lock()
 	f.servers = append(f.servers, next)

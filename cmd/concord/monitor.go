@@ -125,6 +125,7 @@ func (m *monitor) dataplane(p *prometheus.Page) {
 	p.One("concord_compile_retired_snapshots", prometheus.Gauge, "Replaced configurations that requests still use.", float64(c.Retired))
 	p.One("concord_plugin_panics_total", prometheus.Counter, "Panics of plugins, each answered with 500.", float64(s.Panics.Load()))
 	p.One("concord_plugin_errors_total", prometheus.Counter, "Failures of plugins, each answered with 500.", float64(s.PluginErrors.Load()))
+	p.One("concord_overloads_total", prometheus.Counter, "Requests refused with 503 because max_requests_in_flight others were running.", float64(s.Overloads.Load()))
 	p.One("concord_loops_total", prometheus.Counter, "Requests refused with 508 because they came through this gateway again and again.", float64(s.Loops.Load()))
 	p.One("concord_upstream_endpoints", prometheus.Gauge, "Places that requests were sent to lately.", float64(u.Endpoints))
 	p.One("concord_upstream_idle_connections", prometheus.Gauge, "HTTP/1.1 connections to upstreams kept for the next request.", float64(u.Idle))

@@ -249,7 +249,8 @@ func choosePlugins(names []string, counters *prometheus.Registry) ([]plugin.Plug
 func (n *node) newHandler(s *settings.Settings) *proxy.Handler {
 	return proxy.New(proxy.Options{
 		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, Log: n.log, Product: product(), TrustedIPs: s.TrustedIPs, RealIPHeader: s.RealIPHeader,
-		RealIPRecursive: s.RealIPRecursive, Headers: s.Headers, HeadersUpstream: s.HeadersUpstream, ErrorDefaultType: s.ErrorDefaultType,
+		RealIPRecursive: s.RealIPRecursive, Headers: s.Headers, HeadersUpstream: s.HeadersUpstream, ErrorDefaultType: s.ErrorDefaultType, ErrorTemplates: s.ErrorTemplates,
+		AllowDebugHeader: s.AllowDebugHeader, PathEscapes: s.PathEscapes, MaxBody: s.MaxBody, MaxInFlight: int64(s.MaxInFlight),
 		AccessLog: n.access, Stats: &n.stats, Committed: n.cluster.ReadIndex,
 	})
 }
@@ -330,7 +331,7 @@ func (n *node) startProxy() error {
 		n.access = proxy.NewAccessLog(f, n.s.AccessLogJSON, n.log)
 	}
 	n.front.log, n.front.clock = n.log, h1.NewClock()
-	n.front.use(n.newHandler(n.s))
+	n.front.use(n.newHandler(n.s), n.s)
 	n.serve("proxy_listen", n.sockets.proxy, n.s.ProxyListen)
 	return nil
 }
@@ -364,7 +365,7 @@ func (n *node) reload() {
 	live, _ := n.live.Changed(next)
 	if len(live) > 0 {
 		n.level.Set(next.LogLevel)
-		n.front.use(n.newHandler(next))
+		n.front.use(n.newHandler(next), next)
 	}
 	n.live = next
 	n.notice("reloaded", "changed", orNone(strings.Join(live, ", ")))

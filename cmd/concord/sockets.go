@@ -53,7 +53,11 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 		{"admin_listen", s.AdminListen, out.adminConns, adminTLS, &out.admin},
 		{"status_listen", s.StatusListen, out.statusConns, adminTLS, &out.status},
 	} {
-		if *g.to, err = listen.Open(context.Background(), listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log}); err != nil {
+		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
+		if g.to == &out.proxy {
+			o.MaxConns = s.MaxConns
+		}
+		if *g.to, err = listen.Open(context.Background(), o); err != nil {
 			out.close()
 			if errors.Is(err, syscall.EADDRINUSE) {
 				err = fmt.Errorf("%w: stop the process that listens there, or choose another address", err)

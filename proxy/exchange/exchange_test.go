@@ -31,11 +31,12 @@ func TestNormalizePath(t *testing.T) {
 		{name: "dot dot above the root", in: "/../../a/../..", want: "/"},
 		{name: "encoded dots", in: "/%2e%2e/a/%2E/b/x/.%2e", want: "/a/b/"},
 		{name: "dots and more", in: "/api../a/.b/..c", want: "/api../a/.b/..c"},
-		{name: "encoded slash", in: "/a%2fb", err: ErrPathAmbiguous},
-		{name: "encoded backslash", in: "/a%5Cb", err: ErrPathAmbiguous},
+		{name: "encoded slash", in: "/a%2fb", want: "/a%2Fb"},
+		{name: "encoded slash and dots", in: "/a%2f..%2fb/./c/%2e%2E", want: "/a%2F..%2Fb/"},
+		{name: "encoded backslash", in: "/a%5cb", want: "/a%5Cb"},
+		{name: "encoded hash", in: "/a%23", want: "/a%23"},
+		{name: "encoded semicolon", in: "/a%3b", want: "/a%3B"},
 		{name: "encoded NUL", in: "/a%00", err: ErrPathAmbiguous},
-		{name: "encoded hash", in: "/a%23", err: ErrPathAmbiguous},
-		{name: "encoded semicolon", in: "/a%3b", err: ErrPathAmbiguous},
 		{name: "backslash", in: `/a\b`, err: ErrPathAmbiguous},
 		{name: "backslash among escapes", in: `/%61\b`, err: ErrPathAmbiguous},
 		{name: "wrong escape", in: "/%zz", err: ErrPathEscape},
@@ -53,6 +54,68 @@ func TestNormalizePath(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOtherReading: what a careless upstream makes of a path; "" where that shows a dot segment.
+func TestOtherReading(t *testing.T) {
+	for _, c := range []struct{ name, in, want string }{
+		{"slash", "/a%2Fb", "/a/b"},
+		{"slashes", "/a%2F%2Fb%2F", "/a/b/"},
+		{"backslash", "/a%5Cb", "/a/b"},
+		{"hash", "/a%23b/c", "/a"},
+		{"question mark", "/a%3Fb/c", "/a"},
+		{"parameters", "/a;x=1/b;y", "/a/b"},
+		{"encoded parameters", "/a%3Bx%2Fb", "/a/b"},
+		{"only parameters", "/;x/b", "/b"},
+		{"double encoding is not decoded", "/a%252Fb%253B;x", "/a%252Fb%253B"},
+		{"other escapes stay", "/a%40b%2Cc%2Fd", "/a%40b%2Cc/d"},
+		{"a URL", "/to/https%3A%2F%2Fa.com%2Fx", "/to/https%3A/a.com/x"},
+		{"dots in a name", "/a..%2F...%2F.b", "/a../.../.b"},
+		{"dot dot", "/a%2F..%2Fb", ""},
+		{"dot dot at the end", "/a%2F..", ""},
+		{"dot", "/a%2F.%2Fb", ""},
+		{"dot at the end", "/a%5C.", ""},
+		{"between a slash and an escaped one", "/..%2Fb", ""},
+		{"dot dot with parameters", "/a/..;/b", ""},
+		{"dot dot with parameters at the end", "/a/..;x", ""},
+		{"dot dot with encoded parameters", "/a/..%3Bx/b", ""},
+		{"dot dot before a hash", "/a/..%23", ""},
+	} {
+		var x Exchange
+		if got, ok := x.OtherReading(c.in); ok != (c.want != "") || ok && got != c.want || !HasOtherReading(c.in) {
+			t.Errorf("%s: %q %v, want %q", c.name, got, ok, c.want)
+		}
+	}
+	for _, plain := range []string{"/", "/a/b.c", "/a%40b", "/100%25", "/a%252F", "/é"} {
+		if HasOtherReading(plain) {
+			t.Errorf("%s has only one reading", plain)
+		}
+	}
+}
+
+// FuzzOtherReading: the other reading is a normal path without anything left to be read differently.
+func FuzzOtherReading(f *testing.F) {
+	for _, s := range []string{"/a%2Fb", "/..;/x", "/%3B%5C", "/a%23", "/;", "/%2F%2F"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		path, err := NormalizePath(in)
+		if err != nil || strings.ContainsAny(path, "?#") {
+			return
+		}
+		var x Exchange
+		got, ok := x.OtherReading(path)
+		if !ok {
+			return
+		}
+		again, err := NormalizePath(got)
+		if err != nil || again != got || HasOtherReading(got) {
+			t.Errorf("%q reads as %q, that as %q, %v", path, got, again, err)
+		}
+		if !HasOtherReading(path) && got != path {
+			t.Errorf("%q has one reading, and %q", path, got)
+		}
+	})
 }
 
 // FuzzNormalizePath: what is sent upstream, read again, leads to the same route.

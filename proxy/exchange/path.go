@@ -8,7 +8,7 @@ import (
 // Errors of NormalizePath. Both are answered with 400.
 var (
 	ErrPathEscape    = errors.New("path: a % is not followed by two hexadecimal digits")
-	ErrPathAmbiguous = errors.New(`path: contains an escape that gateway and upstream may read differently (%2F, %5C, %00, %23, %3B) or a raw backslash`)
+	ErrPathAmbiguous = errors.New(`path: contains %00 or a raw backslash`)
 )
 
 // What a byte means in a path.
@@ -36,13 +36,14 @@ var pathClass = func() (t [256]uint8) {
 	t['?'] |= pathEscape
 	t['%'] = pathPercent | pathReserved
 	t['.'] = pathDot
-	t['\\'] = pathBad | pathEscape
+	t['\\'] = pathBad | pathReserved | pathEscape
 	return t
 }()
 
 // NormalizePath brings a path to the one form that is routed on and sent upstream, as Kong does: escapes of bytes that are
 // not reserved are decoded, remaining ones get upper-case digits, "//" is merged, "." and ".." segments are removed.
-// Unlike Kong it refuses escapes that upstreams are known to read in different ways. Control characters stay escaped.
+// Escaped separators stay data, and what else they may be taken for is for OtherReading to say; %00, which ends the path
+// for some upstreams, is refused. Control characters stay escaped.
 // A path that is already normal is returned as it is, without allocating.
 func NormalizePath(path string) (string, error) {
 	plain, err := pathIsNormal(path)
@@ -112,8 +113,7 @@ func appendNormalPath(dst []byte, path string) ([]byte, error) {
 				return nil, ErrPathEscape
 			}
 			c = unhex(path[i+1])<<4 | unhex(path[i+2])
-			switch c {
-			case '/', '\\', 0, '#', ';':
+			if c == 0 {
 				return nil, ErrPathAmbiguous
 			}
 			escaped = pathClass[c]&pathReserved != 0 || c < 0x20 || c == 0x7f
@@ -179,6 +179,78 @@ func parent(dst []byte, base int) []byte {
 		}
 	}
 	return dst[:base+1]
+}
+
+// HasOtherReading tells whether a normalised path holds what upstreams are known to read in different ways: an escaped
+// separator, or parameters of a segment (";"). It is quick for the ordinary path.
+func HasOtherReading(path string) bool {
+	return strings.IndexByte(path, ';') >= 0 || HasEscapedSeparator(path)
+}
+
+// HasEscapedSeparator tells whether a normalised path holds %2F, %5C, %23, %3B or %3F.
+func HasEscapedSeparator(path string) bool {
+	for {
+		i := strings.IndexByte(path, '%')
+		if i < 0 || i+2 >= len(path) {
+			return false
+		}
+		if separator(path[i:]) != 0 {
+			return true
+		}
+		path = path[i+3:]
+	}
+}
+
+// separator is the separator whose escape s begins with; 0: none.
+func separator(s string) byte {
+	if len(s) < 3 || s[0] != '%' {
+		return 0
+	}
+	switch s[1:3] {
+	case "2F":
+		return '/'
+	case "5C":
+		return '\\'
+	case "23":
+		return '#'
+	case "3B":
+		return ';'
+	case "3F":
+		return '?'
+	}
+	return 0
+}
+
+// OtherReading is what a careless upstream makes of a normalised path: it decodes the separators that are escaped, takes a
+// backslash for a slash, ends the path at # and ?, and drops the parameters of segments. ok is false when that brings a
+// dot segment to light, which no honest client sends.
+func (x *Exchange) OtherReading(path string) (other string, ok bool) {
+	b := append(x.Scratch(), '/')
+	params := false
+	for i := 0; i < len(path); i++ {
+		c, n := path[i], 1
+		if s := separator(path[i:]); s != 0 {
+			c, n = s, 3
+		}
+		switch c {
+		case '/', '\\':
+			if seg := lastSegment(b, 0); seg == "." || seg == ".." {
+				return "", false
+			}
+			b, params = endSegment(b, 0), false
+		case '#', '?':
+			path = ""
+		case ';':
+			params = true
+		default:
+			if !params {
+				b = append(b, c)
+			}
+		}
+		i += n - 1
+	}
+	seg := lastSegment(b, 0)
+	return x.Keep(b), seg != "." && seg != ".."
 }
 
 // AppendEscapedPath appends path with every byte escaped that may not stand in a path (RFC 3986 §3.3). Escapes that are

@@ -90,7 +90,7 @@ func TestGRPCAnswers(t *testing.T) {
 func TestRefusedGRPC(t *testing.T) {
 	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: echo}})
 	c := dialRaw(t, addr).hello()
-	c.headers(1, true, ":method", "POST", ":scheme", "http", ":authority", "a", ":path", "/a%2fb", "content-type", "application/grpc")
+	c.headers(1, true, ":method", "POST", ":scheme", "http", ":authority", "a", ":path", "/a%00b", "content-type", "application/grpc")
 	if a := c.await(1); a.header["grpc-status"] != "3" || a.body != "" {
 		t.Errorf("%+v", a)
 	}

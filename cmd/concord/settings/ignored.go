@@ -17,8 +17,8 @@ func ignoredKeys() []ignored {
 			"upstream_keepalive", "client_max_body_size", "client_body_buffer_size", "mem_cache_size", "lmdb_*", "lua_*", "untrusted_lua*", "wasm*", "worker_*", "request_debug*", "host_port*", "port_maps", "kic"}},
 		{"changes are visible at once", []string{"worker_consistency", "worker_state_update_frequency"}},
 		{"nothing is ever reported to anybody", []string{"anonymous_reports"}},
-		{"not in this version", []string{"nginx_http_client_max_body_size", "nginx_admin_client_max_body_size", "lua_ssl_verify_depth", "declarative_config", "declarative_config_string", "admin_gui_*", "status_ssl_*", "ssl_ciphers", "dns_*", "new_dns_client",
-			"resolver_*", "router_flavor", "allow_debug_header", "tracing_*", "opentelemetry_tracing*", "error_template_*", "node_id", "vaults", "vault_*", "pluginserver_*", "enforce_rbac", "admin_gui_auth*", "portal*",
+		{"not in this version", []string{"nginx_admin_client_max_body_size", "lua_ssl_verify_depth", "declarative_config", "declarative_config_string", "admin_gui_*", "status_ssl_*", "ssl_ciphers", "dns_*", "new_dns_client",
+			"resolver_*", "router_flavor", "tracing_*", "opentelemetry_tracing*", "node_id", "vaults", "vault_*", "pluginserver_*", "enforce_rbac", "admin_gui_auth*", "portal*",
 			"status_listen_ssl", "license_*", "stream_proxy_ssl*", "route_validation_strategy", "log_dynamic*", "konnect_mode", "analytics_*", "debug_listen*"}},
 	}
 }

@@ -16,6 +16,7 @@ type Key struct {
 	Doc     string
 	Live    bool // a reload takes it over; the others need a restart
 	Secret  bool
+	Also    string // Kong's other name for it, which wins
 
 	set setter
 }
@@ -106,6 +107,14 @@ func groups() []group {
 				Doc: "Headers the gateway adds to upstream requests."},
 			{Name: "error_default_type", Default: "text/plain", Form: "text/plain, text/html, application/json, application/xml", Live: true, set: errorType,
 				Doc: "Type of the gateway's own error bodies when the client accepts anything."},
+			{Name: "error_template_html", Form: "path", Live: true, set: template("error_template_html", "text/html"), Doc: "File with the gateway's own error bodies as HTML. Each of these templates holds `%s` twice, for the message and the request id, and `%%` for any other percent sign."},
+			{Name: "error_template_json", Form: "path", Live: true, set: template("error_template_json", "application/json"), Doc: "The same as JSON; the quotes around the message belong to the template."},
+			{Name: "error_template_xml", Form: "path", Live: true, set: template("error_template_xml", "application/xml"), Doc: "The same as XML."},
+			{Name: "error_template_plain", Form: "path", Live: true, set: template("error_template_plain", "text/plain"), Doc: "The same as plain text."},
+			{Name: "allow_debug_header", Default: off, Form: "on or off", Live: true, set: boolean(func(s *Settings) *bool { return &s.AllowDebugHeader }),
+				Doc: "Answer requests with `Kong-Debug: 1` with the headers Kong-Route-Id, Kong-Route-Name, Kong-Service-Id and Kong-Service-Name."},
+			{Name: "path_escapes", Default: "check", Form: "check, refuse, pass", Live: true, set: pathEscapes,
+				Doc: "What becomes of paths with escaped separators (`%2F`, `%5C`, `%23`, `%3B`, `%3F`) or parameters (`;`), which upstreams read in different ways. `check`: passed on, still escaped, if they lead to the same route when they are decoded, and 400 if they do not or if that brings `..` to light. `refuse`: 400 for every escaped separator. `pass`: passed on, as Kong does. `%00` is always refused."},
 			{Name: "client_ssl", Default: off, Form: "on or off", set: boolean(func(s *Settings) *bool { return &s.ClientSSL }),
 				Doc: "Show `client_ssl_cert` to upstreams that ask for a certificate, when neither the service nor the upstream entity names another."},
 			{Name: "client_ssl_cert", Form: "path or PEM", set: func(s *Settings, v string) error { s.ClientSSLCert = certificate(s, v); return nil },
@@ -120,6 +129,26 @@ func groups() []group {
 				Doc: "Requests after which an upstream connection is closed; 0 for no limit."},
 			{Name: "upstream_keepalive_idle_timeout", Default: "60", Form: "seconds", set: seconds(func(s *Settings) *time.Duration { return &s.UpstreamKeepaliveIdleTimeout }),
 				Doc: "Idle time after which an upstream connection is closed; 0 for no limit."},
+		}},
+		{"Limits of clients", []Key{
+			{Name: "nginx_http_client_max_body_size", Also: "nginx_proxy_client_max_body_size", Default: "0", Form: "size", Live: true, set: size(func(s *Settings) *int64 { return &s.MaxBody }),
+				Doc: "The longest request body, as bytes or with `k`, `m` or `g`; more is a 413. 0 for no limit. Bodies are never held as a whole, so this protects upstreams, not the gateway."},
+			{Name: "nginx_http_large_client_header_buffers", Also: "nginx_proxy_large_client_header_buffers", Default: "8 8k", Form: "number and size", Live: true, set: headerBuffers,
+				Doc: "Limits of a request's head: the size is that of the request line (more is a 414), size times number that of the whole head (more is a 431)."},
+			{Name: "nginx_http_client_header_timeout", Also: "nginx_proxy_client_header_timeout", Default: "60", Form: "seconds", Live: true, set: timeout(func(s *Settings) *time.Duration { return &s.ClientHeaderTimeout }),
+				Doc: "How long a client may take for the head of a request, from its first byte to its last; then it gets a 408."},
+			{Name: "nginx_http_client_body_timeout", Also: "nginx_proxy_client_body_timeout", Default: "60", Form: "seconds", Live: true, set: timeout(func(s *Settings) *time.Duration { return &s.ClientBodyTimeout }),
+				Doc: "How long a client may pause within a request body; then it gets a 408."},
+			{Name: "nginx_http_send_timeout", Default: "60", Form: "seconds", Live: true, set: timeout(func(s *Settings) *time.Duration { return &s.SendTimeout }),
+				Doc: "How long a client may take nothing of a response that waits for it; then it is cut off and the upstream is freed."},
+			{Name: "nginx_http_keepalive_timeout", Also: "nginx_proxy_keepalive_timeout", Default: "75", Form: "seconds", Live: true, set: timeout(func(s *Settings) *time.Duration { return &s.KeepaliveTimeout }),
+				Doc: "How long a connection may stay open between two requests."},
+			{Name: "nginx_http_keepalive_requests", Also: "nginx_proxy_keepalive_requests", Default: "10000", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.KeepaliveRequests }),
+				Doc: "Requests after which a connection is closed."},
+			{Name: "nginx_events_worker_connections", Default: "65536", Form: "number, or auto", set: connections,
+				Doc: "Connections of clients at once, over all proxy listeners; one more is closed at once. `auto` is the default."},
+			{Name: "max_requests_in_flight", Default: "0", Form: "number", Live: true, set: integer(0, math.MaxInt32, func(s *Settings) *int { return &s.MaxInFlight }),
+				Doc: "Requests that may run at once; one more is answered 503 and counted. 0 for no limit. A WebSocket counts as long as it is open."},
 		}},
 	}
 }

@@ -70,6 +70,10 @@ func Load(args Args, environ []string) (*Settings, []Warning, error) {
 	for _, k := range Keys() {
 		v, ok := given[k.Name]
 		delete(given, k.Name)
+		if also, found := given[k.Also]; found && also.text != "" {
+			v, ok = also, true
+		}
+		delete(given, k.Also)
 		if !ok || v.text == "" {
 			v = value{k.Default, "by default"}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"concord/proxy"
 	"concord/proxy/listen"
 )
 
@@ -122,6 +123,14 @@ func TestValues(t *testing.T) {
 		{"log off", "proxy_access_log = off", func(s *Settings) any { return s.ProxyAccessLog }, ""},
 		{"absolute log", "proxy_access_log = /dev/stdout", func(s *Settings) any { return s.ProxyAccessLog }, "/dev/stdout"},
 		{"headers off", "headers = off", func(s *Settings) any { return len(s.Headers) }, 0},
+		{"size", "nginx_http_client_max_body_size = 10m", func(s *Settings) any { return s.MaxBody }, int64(10 << 20)},
+		{"size in bytes", "nginx_http_client_max_body_size = 8192", func(s *Settings) any { return s.MaxBody }, int64(8192)},
+		{"Kong's other name", "nginx_proxy_client_max_body_size = 1G\nnginx_http_client_max_body_size = 1", func(s *Settings) any { return s.MaxBody }, int64(1 << 30)},
+		{"header buffers", "nginx_http_large_client_header_buffers = 4  16k", func(s *Settings) any { return []int{s.MaxTarget, s.MaxHead} }, []int{16 << 10, 64 << 10}},
+		{"header buffers by default", "", func(s *Settings) any { return []int{s.MaxTarget, s.MaxHead} }, []int{8 << 10, 64 << 10}},
+		{"timeout", "nginx_http_client_body_timeout = 500ms", func(s *Settings) any { return s.ClientBodyTimeout }, 500 * time.Millisecond},
+		{"connections", "nginx_events_worker_connections = auto", func(s *Settings) any { return s.MaxConns }, 65536},
+		{"path escapes", "path_escapes = pass", func(s *Settings) any { return s.PathEscapes }, proxy.PassPathEscapes},
 		{"crit", "log_level = emerg", func(s *Settings) any { return LevelName(s.LogLevel) }, "crit"},
 	}
 	for _, tt := range tests {
@@ -156,6 +165,14 @@ func TestBadValues(t *testing.T) {
 		{"name", "node_name = a b", "not a node name"},
 		{"headers", "headers = X-Other", `"X-Other" is not known`},
 		{"error type", "error_default_type = text/csv", "text/html"},
+		{"size", "nginx_http_client_max_body_size = 10mb", "is not a size such as"},
+		{"size without number", "nginx_http_client_max_body_size = m", "is not a size such as"},
+		{"size overflow", "nginx_http_client_max_body_size = 9999999999999g", "is not a size such as"},
+		{"header buffers", "nginx_http_large_client_header_buffers = 4", "a number and a size"},
+		{"huge header buffers", "nginx_http_large_client_header_buffers = 1000000 1m", "out of range"},
+		{"timeout 0", "nginx_http_send_timeout = 0", "not above 0"},
+		{"path escapes", "path_escapes = maybe", "check, refuse or pass"},
+		{"template that is not there", "error_template_html = /nonexistent/e.html", "cannot be read"},
 		{"vault", "node_name = {vault://env/name}", "CONCORD_NODE_NAME"},
 	}
 	for _, tt := range tests {
@@ -255,6 +272,34 @@ func TestChanged(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"proxy_listen", "ssl_cert_key"}, restart); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestErrorTemplates(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "e.html")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, bad := range []string{"", "%s", "%s %s %s", "%s %d", "%s %s 100%"} {
+		write(bad)
+		if _, _, err := load(t, "error_template_html = "+file); err == nil || !strings.Contains(err.Error(), "must hold %s twice") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	write("<b style='width:100%%'>%s</b> %s")
+	a, _, err := load(t, "error_template_html = "+file)
+	if err != nil || len(a.ErrorTemplates) != 1 {
+		t.Fatal(err)
+	}
+	write("other %s %s")
+	b, _, err := load(t, "error_template_html = "+file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if live, _ := a.Changed(b); len(live) != 1 {
+		t.Errorf("a new text in the same file is not taken over: %v", live)
 	}
 }
 

@@ -1,7 +1,7 @@
 // Package settings reads a node's settings the way Kong reads kong.conf: a file of key = value lines, CONCORD_* and KONG_*
 // variables and command line arguments, each key with a type and a default.
 //
-// It knows the keys and their values; it opens nothing but the settings file and starts nothing. The table in keys.go is
+// It knows the keys and their values; it opens nothing but the settings file and the error templates and starts nothing. The table in keys.go is
 // the only list of keys: parsing, defaults, the reference page and the sample file are made from it.
 package settings
 
@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"concord/proxy"
 	"concord/proxy/listen"
 )
 
@@ -61,6 +62,20 @@ type Settings struct {
 	Headers          []string // what the gateway adds to responses
 	HeadersUpstream  []string // what it adds to upstream requests
 	ErrorDefaultType string
+	ErrorTemplates   map[string]string // by media type: the text
+	AllowDebugHeader bool
+	PathEscapes      proxy.PathEscapes
+
+	MaxBody             int64 // of requests, bytes; 0: no limit
+	MaxHead             int   // of requests, bytes
+	MaxTarget           int   // of the request line, bytes
+	ClientHeaderTimeout time.Duration
+	ClientBodyTimeout   time.Duration
+	SendTimeout         time.Duration
+	KeepaliveTimeout    time.Duration
+	KeepaliveRequests   int
+	MaxConns            int // of clients
+	MaxInFlight         int // requests; 0: no limit
 
 	UpstreamKeepalivePoolSize    int
 	UpstreamKeepaliveMaxRequests int

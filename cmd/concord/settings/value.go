@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"concord/proxy"
 	"concord/proxy/listen"
 )
 
@@ -116,6 +118,96 @@ func seconds(f func(*Settings) *time.Duration) setter {
 			return errors.New("is not a number of seconds such as 60, nor a time such as 500ms, 30s or 5m")
 		}
 		*f(s) = d
+		return nil
+	}
+}
+
+// timeout is seconds that may not be 0.
+func timeout(f func(*Settings) *time.Duration) setter {
+	return func(s *Settings, v string) error {
+		if err := seconds(f)(s, v); err != nil {
+			return err
+		}
+		if *f(s) < time.Millisecond {
+			return errors.New("is not above 0: every client must be given some time, and a limit")
+		}
+		return nil
+	}
+}
+
+// size takes bytes, or a number with k, m or g, as nginx does.
+func size(f func(*Settings) *int64) setter {
+	return func(s *Settings, v string) error {
+		digits, shift := v, 0
+		for i, unit := range []string{"k", "m", "g"} {
+			if d, ok := strings.CutSuffix(strings.ToLower(v), unit); ok {
+				digits, shift = d, 10*(i+1)
+			}
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64>>shift {
+			return errors.New("is not a size such as 8192, 8k, 10m or 1g")
+		}
+		*f(s) = n << shift
+		return nil
+	}
+}
+
+// headerBuffers takes nginx's "number size".
+func headerBuffers(s *Settings, v string) error {
+	const low, high = 1 << 10, 16 << 20
+	number, each, _ := strings.Cut(v, " ")
+	var n int64
+	count, err := strconv.Atoi(number)
+	if err != nil || size(func(*Settings) *int64 { return &n })(s, strings.TrimSpace(each)) != nil {
+		return errors.New("is not a number and a size, such as 4 16k")
+	}
+	if count < 1 || n < low || n > high || int64(count) > high/n {
+		return errors.New("is out of range: the size is at least 1k, number times size at most 16m")
+	}
+	s.MaxTarget, s.MaxHead = int(n), int(n)*count
+	return nil
+}
+
+func connections(s *Settings, v string) error {
+	if v == "auto" {
+		v = "65536"
+	}
+	return integer(1, math.MaxInt32, func(s *Settings) *int { return &s.MaxConns })(s, v)
+}
+
+func pathEscapes(s *Settings, v string) error {
+	switch v {
+	case "check":
+		s.PathEscapes = proxy.CheckPathEscapes
+	case "refuse":
+		s.PathEscapes = proxy.RefusePathEscapes
+	case "pass":
+		s.PathEscapes = proxy.PassPathEscapes
+	default:
+		return errors.New("is not check, refuse or pass")
+	}
+	return nil
+}
+
+// template reads the file of an error template. A reload takes over a new text too.
+func template(key, mediaType string) setter {
+	return func(s *Settings, v string) error {
+		if v == "" {
+			return nil
+		}
+		b, err := os.ReadFile(resolve(s, v))
+		if err != nil {
+			return fmt.Errorf("cannot be read: %w", err)
+		}
+		if err := proxy.CheckTemplate(string(b)); err != nil {
+			return err
+		}
+		if s.ErrorTemplates == nil {
+			s.ErrorTemplates = map[string]string{}
+		}
+		s.ErrorTemplates[mediaType] = string(b)
+		s.keys[key] = sha256.Sum256(b)
 		return nil
 	}
 }
