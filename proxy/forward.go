@@ -13,6 +13,9 @@ import (
 var identity = exchange.NewNameSet("X-Consumer-*", "X-Credential-*", "X-Authenticated-*", "X-Anonymous-Consumer",
 	"X-Userinfo", "X-Access-Token", "X-ID-Token")
 
+// proxyProtocol as real_ip_header says that the client's address is in the header before the request (nginx).
+const proxyProtocol = "proxy_protocol"
+
 // trust is whom to believe about the client's address.
 type trust struct {
 	prefixes  []netip.Prefix
@@ -97,6 +100,12 @@ func (h *Handler) identifyClient(x *exchange.Exchange, r *run) {
 	x.ClientIP = peer
 	if len(h.trusted.prefixes) > 0 && h.trusted.has(peer) {
 		r.trusted = true
+		if h.trusted.header == proxyProtocol {
+			if x.Conn.Proxied.IsValid() {
+				x.ClientIP = x.Conn.Proxied.Addr().Unmap()
+			}
+			return
+		}
 		x.ClientIP = h.trusted.client(peer, &x.Request.Header)
 	}
 }
@@ -386,7 +395,8 @@ func (h *Handler) upstreamHeaders(x *exchange.Exchange, r *run) {
 		add("X-Forwarded-For", client)
 	} else {
 		peer := client
-		if a := x.Conn.Peer.Addr().Unmap(); a != x.ClientIP {
+		// A proxy that speaks the PROXY protocol is no hop of HTTP: its client is.
+		if a := x.Conn.Peer.Addr().Unmap(); a != x.ClientIP && h.trusted.header != proxyProtocol {
 			peer = x.Keep(a.AppendTo(x.Scratch()))
 		}
 		add("X-Forwarded-For", x.Concat(in[fieldFor], ", ", peer))

@@ -283,6 +283,11 @@ func TestClientAddress(t *testing.T) {
 		{"IPv6 in brackets", "X-Forwarded-For", false, "fd00::1", []string{"X-Forwarded-For: [2001:db8::7]"}, "2001:db8::7"},
 		{"a zone is no client", "X-Forwarded-For", false, "10.0.0.1", []string{"X-Forwarded-For: fe80::1%eth0"}, "10.0.0.1"},
 		{"empty", "X-Forwarded-For", false, "10.0.0.1", []string{"X-Forwarded-For: "}, "10.0.0.1"},
+		{"PROXY protocol", "proxy_protocol", false, "10.0.0.1", []string{"PROXY: 2001:db8::7", "X-Real-IP: 1.2.3.4"}, "2001:db8::7"},
+		{"PROXY protocol, mapped", "proxy_protocol", false, "10.0.0.1", []string{"PROXY: ::ffff:1.2.3.4"}, "1.2.3.4"},
+		{"PROXY protocol without an address", "proxy_protocol", false, "10.0.0.1", []string{"Proxy_protocol: 1.2.3.4"}, "10.0.0.1"},
+		{"PROXY protocol of an untrusted peer", "proxy_protocol", false, "192.0.2.1", []string{"PROXY: 1.2.3.4"}, "192.0.2.1"},
+		{"PROXY protocol is not the header", "", false, "10.0.0.1", []string{"PROXY: 1.2.3.4"}, "10.0.0.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c0 := dataplane.New(dataplane.Options{Store: fx.New(t).Store})
@@ -293,6 +298,10 @@ func TestClientAddress(t *testing.T) {
 			x.Conn.Peer = netip.AddrPortFrom(netip.MustParseAddr(c.peer), 1)
 			for _, f := range c.fields {
 				n, v, _ := strings.Cut(f, ": ")
+				if n == "PROXY" {
+					x.Conn.Proxied = netip.AddrPortFrom(netip.MustParseAddr(v), 5)
+					continue
+				}
 				x.Request.Header.Add(n, v)
 			}
 			h.Serve(x)

@@ -70,7 +70,8 @@ type Tunnel interface {
 
 // Conn is what is known of the client connection.
 type Conn struct {
-	Peer     netip.AddrPort // the other end of the socket (after PROXY protocol)
+	Peer     netip.AddrPort // the other end of the socket
+	Proxied  netip.AddrPort // whose connection the peer passes on, by the PROXY protocol; invalid if it does not say
 	Local    netip.AddrPort // where it was accepted
 	TLS      *tls.ConnectionState
 	SNI      string

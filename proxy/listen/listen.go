@@ -13,6 +13,8 @@ import (
 
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
+	"concord/proxy/h2"
+	"concord/proxy/proxyproto"
 )
 
 // ConnServer serves a connection on which HTTP begins, and closes it. *h1.Server is one.
@@ -27,10 +29,12 @@ type Options struct {
 	TLS    *tls.Config // for every connection that begins with a TLS handshake, on any port
 	// MaxConns bounds the connections of the group; one more is closed at once. Default 65,536.
 	MaxConns int
-	// FirstByteTimeout is how long a client may stay silent at first, default 60 s (nginx's client_header_timeout).
+	// FirstByteTimeout is how long it may take a client to say enough to be understood: the header of the PROXY protocol, and what tells TLS,
+	// HTTP/2 and HTTP/1.1 apart. Default 60 s (nginx's client_header_timeout).
 	FirstByteTimeout time.Duration
 	// HandshakeTimeout bounds the TLS handshake, default 15 s.
 	HandshakeTimeout time.Duration
+	Inherited        *Inherited // sockets to take instead of opening them; nil: none
 	Log              *slog.Logger
 }
 
@@ -39,6 +43,7 @@ type Group struct {
 	o         Options
 	listeners []listener
 	http2     *tls.Config // of listeners with http2
+	stopping  atomic.Bool // no more connections
 	closed    atomic.Bool
 	accepting sync.WaitGroup
 	conns     atomic.Int64
@@ -51,7 +56,8 @@ type Group struct {
 
 type listener struct {
 	net.Listener
-	spec Spec
+	spec      Spec
+	keepAlive *net.KeepAliveConfig
 }
 
 // Open opens all sockets, or none.
@@ -70,18 +76,19 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 	}
 	g := &Group{o: o, waiting: map[net.Conn]struct{}{}}
 	for _, s := range o.Specs {
-		ln, err := s.Listen(ctx)
+		keepAlive, err := s.keepAlive()
+		var ln net.Listener
+		if err == nil {
+			ln, err = s.listen(ctx, o.Inherited)
+		}
 		if err != nil {
 			g.closeListeners()
 			return nil, err
 		}
-		g.listeners = append(g.listeners, listener{ln, s})
+		g.listeners = append(g.listeners, listener{ln, s, keepAlive})
 		if s.HTTP2 && o.TLS != nil && g.http2 == nil {
 			g.http2 = o.TLS.Clone()
 			g.http2.NextProtos = []string{"h2", "http/1.1"}
-		}
-		if len(s.Ignored) > 0 {
-			o.Log.Info("listen flags without meaning here are ignored", "listen", s.String(), "flags", s.Ignored)
 		}
 	}
 	return g, nil
@@ -96,7 +103,7 @@ func (g *Group) Addrs() []net.Addr {
 	return a
 }
 
-// Serve accepts connections until Close. It returns nil then, and earlier the error of a listener that broke.
+// Serve accepts connections until Stop or Close. It returns nil then, and earlier the error of a listener that broke.
 func (g *Group) Serve() error {
 	failed := make(chan error, len(g.listeners))
 	for _, l := range g.listeners {
@@ -120,7 +127,7 @@ func (g *Group) accept(l listener) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if g.closed.Load() {
+			if g.stopping.Load() {
 				return nil
 			}
 			var ne net.Error
@@ -136,6 +143,9 @@ func (g *Group) accept(l listener) error {
 			_ = nc.Close()
 			g.complain()
 			continue
+		}
+		if t, ok := nc.(*net.TCPConn); ok && l.keepAlive != nil {
+			_ = t.SetKeepAliveConfig(*l.keepAlive) // a connection that has just gone fails at its first read
 		}
 		go g.serve(nc, l.spec)
 	}
@@ -153,7 +163,7 @@ func (g *Group) complain() {
 // request begins with it.
 const tlsHandshake = 0x16
 
-// sniffed is how much is read to look at the first byte; the rest stays in the kernel.
+// sniffed is how much is read to tell what a connection speaks; the rest stays in the kernel. The preface of HTTP/2 is known by as many.
 const sniffed = 16
 
 func (g *Group) serve(nc net.Conn, spec Spec) {
@@ -162,16 +172,13 @@ func (g *Group) serve(nc net.Conn, spec Spec) {
 		_ = nc.Close()
 		return
 	}
-	_ = nc.SetReadDeadline(time.Now().Add(g.o.FirstByteTimeout))
-	first := make([]byte, sniffed)
-	n, err := nc.Read(first)
+	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}, HTTP2: spec.HTTP2}
+	first, err := g.begin(nc, spec, &info.Conn)
 	if err != nil {
 		g.proceed(nc)
 		_ = nc.Close()
 		return
 	}
-	first = first[:n]
-	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}, HTTP2: spec.HTTP2}
 	switch {
 	case first[0] == tlsHandshake && g.o.TLS != nil:
 		tc, err := g.handshake(nc, first, spec)
@@ -201,6 +208,38 @@ func (g *Group) serve(nc net.Conn, spec Spec) {
 		}
 	}
 	_ = nc.Close()
+}
+
+// begin reads until it is clear what the connection speaks: at least one byte, and all of what may become the preface of HTTP/2.
+func (g *Group) begin(nc net.Conn, spec Spec, info *exchange.Conn) ([]byte, error) {
+	_ = nc.SetReadDeadline(time.Now().Add(g.o.FirstByteTimeout))
+	var first []byte
+	if spec.ProxyProtocol {
+		h, rest, err := proxyproto.Read(nc, nil)
+		if err != nil {
+			g.o.Log.Debug("connection closed", "listen", spec.String(), "peer", nc.RemoteAddr().String(), "reason", err)
+			return nil, err
+		}
+		if !h.Datagram {
+			info.Proxied = h.Source
+		}
+		first = rest
+	}
+	for {
+		if len(first) > 0 {
+			_, more := h2.Sniff(first)
+			if !more || !spec.HTTP2 {
+				return first, nil
+			}
+		}
+		if room := len(first) + sniffed; cap(first) < room {
+			first = append(make([]byte, 0, room), first...)
+		}
+		n, err := nc.Read(first[len(first) : len(first)+sniffed])
+		if first = first[:len(first)+n]; n == 0 && err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (g *Group) handshake(nc net.Conn, first []byte, spec Spec) (*tls.Conn, error) {
@@ -263,9 +302,41 @@ func (g *Group) proceed(nc net.Conn) bool {
 // Conns is the number of open connections.
 func (g *Group) Conns() int { return int(g.conns.Load()) }
 
+// Stop stops accepting and returns when no connection can come any more. Sockets that another process has inherited are not shut by it: what
+// waits in their queues is that process's to accept.
+func (g *Group) Stop() {
+	g.stopping.Store(true)
+	for _, l := range g.listeners {
+		if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); ok {
+			_ = d.SetDeadline(time.Unix(1, 0)) // ends Accept, and takes no connection with it as closing might
+		}
+	}
+	g.accepting.Wait()
+}
+
+// Settled waits, after Stop, until the server has been given every connection on which something was said, at most as long as ctx.
+func (g *Group) Settled(ctx context.Context) {
+	for tick := time.NewTicker(5 * time.Millisecond); ; {
+		g.mu.Lock()
+		left := len(g.waiting)
+		g.mu.Unlock()
+		if left == 0 {
+			tick.Stop()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // Close stops accepting and closes the connections on which no request has begun. The others are the server's to drain.
 func (g *Group) Close() {
 	g.mu.Lock()
+	g.stopping.Store(true)
 	g.closed.Store(true)
 	for nc := range g.waiting {
 		_ = nc.Close()

@@ -36,17 +36,23 @@ func TestParse(t *testing.T) {
 		{"off", nil, ""},
 		{" off ", nil, ""},
 		{"0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", []listen.Spec{{Address: "0.0.0.0:8000"}, {Address: "0.0.0.0:8443", HTTP2: true, SSL: true}}, ""},
-		{"[::]:8000 ipv6only=on", []listen.Spec{{Address: "[::]:8000", IPv6Only: true}}, ""},
-		{"127.0.0.1:0 reuseport deferred bind backlog=16384 so_keepalive=off", []listen.Spec{{Address: "127.0.0.1:0", ReusePort: true, Deferred: true, KeepAlive: "off", Ignored: []string{"bind", "backlog=16384"}}}, ""},
-		{":8000 so_keepalive=30m::10", []listen.Spec{{Address: ":8000", KeepAlive: "on", Ignored: []string{"so_keepalive=30m::10"}}}, ""},
+		{"[::]:8000 ipv6only=on", []listen.Spec{{Address: "[::]:8000", IPv6Only: "on"}}, ""},
+		{"127.0.0.1:0 reuseport deferred bind backlog=16384 so_keepalive=off", []listen.Spec{{Address: "127.0.0.1:0", ReusePort: true, Deferred: true, Backlog: 16384, KeepAlive: "off"}}, ""},
+		{":8000 so_keepalive=30m::10 proxy_protocol", []listen.Spec{{Address: ":8000", ProxyProtocol: true, KeepAlive: "30m::10"}}, ""},
+		{":8000 so_keepalive=60:5s: ipv6only=off", []listen.Spec{{Address: ":8000", IPv6Only: "off", KeepAlive: "60:5s:"}}, ""},
 		{"", nil, `"": an address is missing; write host:port, or off`},
 		{"1.2.3.4:80,", nil, `"": an address is missing; write host:port, or off`},
 		{"8000", nil, `"8000": not an address: write host:port such as 0.0.0.0:8000 or [::]:8000, or off`},
-		{"unix:/run/x.sock", nil, `"unix:/run/x.sock": port "/run/x.sock" is not a number between 0 and 65535`},
+		{"unix:/run/x.sock", nil, `"unix:/run/x.sock": a Unix socket is not supported; write host:port, for example 127.0.0.1:8000`},
+		{"h:http", nil, `"h:http": port "http" is not a number between 0 and 65535`},
 		{"h:99999", nil, `"h:99999": port "99999" is not a number between 0 and 65535`},
-		{"h:1 tls", nil, `"h:1 tls": unknown flag "tls"; known: ssl, http2, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off`},
-		{"h:1 backlog=no", nil, `"h:1 backlog=no": backlog: "no" is not a positive number`},
-		{"h:1 proxy_protocol", nil, `"h:1 proxy_protocol": proxy_protocol is not supported yet; take the client's address from a header of a trusted proxy (trusted_ips, real_ip_header)`},
+		{"h:1 tls", nil, `"h:1 tls": unknown flag "tls"; known: ssl, http2, proxy_protocol, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off|idle:interval:count`},
+		{"h:1 fastopen=3", nil, `"h:1 fastopen=3": unknown flag "fastopen=3"; known: ssl, http2, proxy_protocol, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off|idle:interval:count`},
+		{"h:1 backlog=no", nil, `"h:1 backlog=no": backlog: "no" is not a number from 1 to 1048576`},
+		{"0.0.0.0:1 ipv6only=on", nil, `"0.0.0.0:1 ipv6only=on": ipv6only: the address is an IPv4 one`},
+		{"h:1 so_keepalive=::", nil, `"h:1 so_keepalive=::": so_keepalive: "::" is not on, off, or idle:interval:count such as 30m::10`},
+		{"h:1 so_keepalive=1ms::", nil, `"h:1 so_keepalive=1ms::": so_keepalive: "1ms::" is not on, off, or idle:interval:count such as 30m::10`},
+		{"h:1 so_keepalive=::200", nil, `"h:1 so_keepalive=::200": so_keepalive: "::200" is not on, off, or idle:interval:count such as 30m::10`},
 	} {
 		got, err := listen.Parse(c.value)
 		if d := cmp.Diff(c.want, got); d != "" || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
@@ -57,7 +63,7 @@ func TestParse(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("0.0.0.0:8000, 0.0.0.0:8443 http2 ssl")
-	f.Add("[::1]:0 so_keepalive=1:2:3 backlog=1")
+	f.Add("[::1]:0 so_keepalive=1:2:3 backlog=1 proxy_protocol")
 	f.Fuzz(func(t *testing.T, value string) {
 		specs, err := listen.Parse(value)
 		if err != nil {
@@ -65,7 +71,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, s := range specs {
 			again, err := listen.Parse(s.String())
-			if err != nil || len(again) != 1 || again[0].Address != s.Address || again[0].SSL != s.SSL || again[0].HTTP2 != s.HTTP2 {
+			if err != nil || len(again) != 1 || again[0].Address != s.Address || again[0].SSL != s.SSL || again[0].HTTP2 != s.HTTP2 || again[0].ProxyProtocol != s.ProxyProtocol {
 				t.Fatalf("%q: %q is not read again: %v %v", value, s, again, err)
 			}
 		}

@@ -6,35 +6,41 @@ package listen
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Spec is one address to listen on, as in Kong's proxy_listen: "0.0.0.0:8443 http2 ssl reuseport backlog=16384".
 type Spec struct {
-	Address   string // host:port
-	SSL       bool
-	HTTP2     bool
-	ReusePort bool
-	Deferred  bool
-	IPv6Only  bool
-	KeepAlive string   // so_keepalive: "", "on" or "off"
-	Ignored   []string // flags that have no meaning here
+	Address       string // host:port
+	SSL           bool
+	HTTP2         bool
+	ProxyProtocol bool // every connection must begin with a header of the PROXY protocol
+	ReusePort     bool
+	Deferred      bool
+	Backlog       int    // 0: the system's net.core.somaxconn
+	IPv6Only      string // "", "on" or "off"; an IPv6 address is for IPv6 alone unless it is off, as in nginx
+	KeepAlive     string // so_keepalive: "", "on", "off" or idle:interval:count
 }
 
-// String is the spec as it would be written.
+// String is the spec as it would be written, without the flags that only tune the socket.
 func (s Spec) String() string {
 	text := s.Address
-	if s.HTTP2 {
-		text += " http2"
-	}
-	if s.SSL {
-		text += " ssl"
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{s.HTTP2, " http2"}, {s.SSL, " ssl"}, {s.ProxyProtocol, " proxy_protocol"}} {
+		if f.set {
+			text += f.name
+		}
 	}
 	return text
 }
@@ -58,84 +64,179 @@ func Parse(value string) ([]Spec, error) {
 func parseSpec(item string) (Spec, error) {
 	words := strings.Fields(item)
 	if len(words) == 0 {
-		return Spec{}, fmt.Errorf("an address is missing; write host:port, or off")
+		return Spec{}, errors.New("an address is missing; write host:port, or off")
+	}
+	if strings.HasPrefix(words[0], "unix:") {
+		return Spec{}, errors.New("a Unix socket is not supported; write host:port, for example 127.0.0.1:8000")
 	}
 	host, port, err := net.SplitHostPort(words[0])
 	if err != nil {
-		return Spec{}, fmt.Errorf("not an address: write host:port such as 0.0.0.0:8000 or [::]:8000, or off")
+		return Spec{}, errors.New("not an address: write host:port such as 0.0.0.0:8000 or [::]:8000, or off")
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
 		return Spec{}, fmt.Errorf("port %q is not a number between 0 and 65535", port)
-	} else {
-		port = strconv.FormatUint(n, 10)
 	}
-	s := Spec{Address: net.JoinHostPort(host, port)}
+	s := Spec{Address: net.JoinHostPort(host, strconv.FormatUint(n, 10))}
 	for _, w := range words[1:] {
-		name, arg, hasArg := strings.Cut(w, "=")
-		switch {
-		case w == "ssl":
-			s.SSL = true
-		case w == "http2":
-			s.HTTP2 = true
-		case w == "reuseport":
-			s.ReusePort = true
-		case w == "deferred":
-			s.Deferred = true
-		case w == "proxy_protocol":
-			return Spec{}, fmt.Errorf("proxy_protocol is not supported yet; take the client's address from a header of a trusted proxy (trusted_ips, real_ip_header)")
-		case w == "bind":
-			s.Ignored = append(s.Ignored, w) // every address is bound on its own anyway
-		case name == "backlog" && hasArg:
-			if n, err := strconv.Atoi(arg); err != nil || n < 1 {
-				return Spec{}, fmt.Errorf("backlog: %q is not a positive number", arg)
-			}
-			s.Ignored = append(s.Ignored, w) // the system's net.core.somaxconn is used
-		case name == "ipv6only" && (arg == "on" || arg == "off"):
-			s.IPv6Only = arg == "on"
-		case name == "so_keepalive" && (arg == "on" || arg == "off"):
-			s.KeepAlive = arg
-		case name == "so_keepalive" && strings.Count(arg, ":") == 2:
-			s.KeepAlive = "on"
-			s.Ignored = append(s.Ignored, w)
-		default:
-			return Spec{}, fmt.Errorf("unknown flag %q; known: ssl, http2, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off", w)
+		if err := s.flag(w); err != nil {
+			return Spec{}, err
 		}
 	}
 	return s, nil
 }
 
+// flag takes one of Kong's flags. Those of nginx's listen that Kong does not pass on are errors, as there.
+func (s *Spec) flag(w string) error {
+	name, arg, hasArg := strings.Cut(w, "=")
+	onOff := arg == "on" || arg == "off"
+	switch {
+	case w == "ssl":
+		s.SSL = true
+	case w == "http2":
+		s.HTTP2 = true
+	case w == "proxy_protocol":
+		s.ProxyProtocol = true
+	case w == "reuseport":
+		s.ReusePort = true
+	case w == "deferred":
+		s.Deferred = true
+	case w == "bind": // every address has a socket of its own anyway
+	case name == "backlog" && hasArg:
+		n, err := strconv.Atoi(arg)
+		if err != nil || n < 1 || n > 1<<20 {
+			return fmt.Errorf("backlog: %q is not a number from 1 to %d", arg, 1<<20)
+		}
+		s.Backlog = n
+	case name == "ipv6only" && onOff:
+		if a, err := netip.ParseAddr(hostOf(s.Address)); err == nil && a.Is4() {
+			return errors.New("ipv6only: the address is an IPv4 one")
+		}
+		s.IPv6Only = arg
+	case name == "so_keepalive" && hasArg:
+		s.KeepAlive = arg
+		if _, err := s.keepAlive(); !onOff && err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("unknown flag %q; known: ssl, http2, proxy_protocol, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off|idle:interval:count", w)
+	}
+	return nil
+}
+
+func hostOf(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	return host
+}
+
+// keepAlive is so_keepalive; nil without it. Times without a unit are seconds, what is left out is the system's (nginx, listen).
+func (s Spec) keepAlive() (*net.KeepAliveConfig, error) {
+	c := &net.KeepAliveConfig{Enable: s.KeepAlive != "off", Idle: -1, Interval: -1, Count: -1}
+	switch s.KeepAlive {
+	case "":
+		return nil, nil
+	case "on", "off":
+		return c, nil
+	}
+	bad := fmt.Errorf("so_keepalive: %q is not on, off, or idle:interval:count such as 30m::10", s.KeepAlive)
+	parts := strings.Split(s.KeepAlive, ":")
+	if len(parts) != 3 || s.KeepAlive == "::" {
+		return nil, bad
+	}
+	for i, to := range []*time.Duration{&c.Idle, &c.Interval} {
+		if parts[i] == "" {
+			continue
+		}
+		d, err := time.ParseDuration(parts[i])
+		if n, nerr := strconv.ParseUint(parts[i], 10, 16); nerr == nil {
+			d, err = time.Duration(n)*time.Second, nil
+		}
+		if err != nil || d < time.Second || d > 32767*time.Second {
+			return nil, bad
+		}
+		*to = d
+	}
+	if parts[2] != "" {
+		n, err := strconv.ParseUint(parts[2], 10, 8)
+		if err != nil || n < 1 || n > 127 { // TCP_KEEPCNT
+			return nil, bad
+		}
+		c.Count = int(n)
+	}
+	return c, nil
+}
+
+// network keeps the families apart as nginx does: 0.0.0.0:8000 and [::]:8000 are two listeners, not one.
+func (s Spec) network() string {
+	a, err := netip.ParseAddr(hostOf(s.Address))
+	switch {
+	case err == nil && a.Is4():
+		return "tcp4"
+	case s.IPv6Only == "on" || err == nil && s.IPv6Only == "":
+		return "tcp6"
+	}
+	return "tcp"
+}
+
 // Listen opens the socket.
-func (s Spec) Listen(ctx context.Context) (net.Listener, error) {
-	network := "tcp"
-	if s.IPv6Only {
-		network = "tcp6"
+func (s Spec) Listen(ctx context.Context) (net.Listener, error) { return s.listen(ctx, nil) }
+
+func (s Spec) listen(ctx context.Context, from *Inherited) (net.Listener, error) {
+	ln, err := from.listener(s.network(), s.Address)
+	if ln == nil && err == nil {
+		c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return s.options(raw, s.ReusePort) }}
+		ln, err = c.Listen(ctx, s.network(), s.Address)
+	} else if err == nil {
+		err = controlled(ln, func(raw syscall.RawConn) error { return s.options(raw, false) }) // the port is bound already
 	}
-	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		set := func(fd uintptr, level, opt, value int) {
-			if err == nil {
-				err = unix.SetsockoptInt(int(fd), level, opt, value)
-			}
-		}
-		control := raw.Control(func(fd uintptr) {
-			if s.ReusePort {
-				set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-			}
-			if s.Deferred {
-				set(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1)
-			}
+	if err == nil && s.Backlog > 0 {
+		// On a listening socket it only changes the length of the queue (listen(2)).
+		err = controlled(ln, func(raw syscall.RawConn) error {
+			return control(raw, func(fd int) error { return unix.Listen(fd, s.Backlog) })
 		})
-		if control != nil {
-			return control
-		}
-		return err
-	}}
-	if s.KeepAlive == "off" {
-		c.KeepAlive = -1
 	}
-	ln, err := c.Listen(ctx, network, s.Address)
 	if err != nil {
+		if ln != nil {
+			_ = ln.Close()
+		}
 		return nil, fmt.Errorf("listen %s: %w", s, err)
 	}
 	return ln, nil
+}
+
+// options sets the socket's options before it listens.
+func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
+	return control(raw, func(fd int) error {
+		if reusePort {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+				return err
+			}
+		}
+		deferred := 0
+		if s.Deferred {
+			deferred = 1 // second
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferred)
+	})
+}
+
+// control runs f with the descriptor.
+func control(raw syscall.RawConn, f func(fd int) error) error {
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+func controlled(ln net.Listener, f func(syscall.RawConn) error) error {
+	c, ok := ln.(syscall.Conn)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return f(raw)
 }

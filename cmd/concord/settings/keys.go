@@ -51,7 +51,7 @@ func groups() []group {
 		}},
 		{"Listeners", []Key{
 			{Name: "proxy_listen", Default: "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.ProxyListen }),
-				Doc: "Where clients send their requests."},
+				Doc: "Where clients send their requests. The flags are explained in [Listeners](listeners.md)."},
 			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.AdminListen }),
 				Doc: "The Admin API. Only loopback addresses are accepted: it has no credentials yet, so the node refuses to start on any other."},
 			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.GUIListen }),
@@ -97,7 +97,7 @@ func groups() []group {
 			{Name: "trusted_ips", Form: "list of addresses and ranges", Live: true, set: networks(func(s *Settings) *[]netip.Prefix { return &s.TrustedIPs }),
 				Doc: "Peers whose X-Forwarded-* headers and real_ip_header are believed. `0.0.0.0/0,::/0` trusts everybody."},
 			{Name: "real_ip_header", Default: "X-Real-IP", Form: "header name, or proxy_protocol", Live: true, set: text(func(s *Settings) *string { return &s.RealIPHeader }),
-				Doc: "Where a trusted peer says whose request it passes on."},
+				Doc: "Where a trusted peer says whose request it passes on; `proxy_protocol` on listeners with that flag."},
 			{Name: "real_ip_recursive", Default: off, Form: "on or off", Live: true, set: boolean(func(s *Settings) *bool { return &s.RealIPRecursive }),
 				Doc: "Take the last address in that header that is not trusted itself, instead of the last one."},
 			{Name: "headers", Default: "server_tokens, latency_tokens, X-Kong-Request-Id", Form: "list or off", Live: true,
