@@ -70,9 +70,13 @@ fuzz: ## Run every fuzz target for FUZZTIME (5s)
 	done
 
 .PHONY: bench
-bench: build ## Run the benchmarks (BENCHTIME, 1s each), then CPU per request beside nginx
+bench: build ## CPU per request, latency and memory beside nginx and HAProxy (BENCH="-quick": flags of test/bench)
+	go build -o bin/bench ./test/bench
+	bin/bench $(BENCH)
+
+.PHONY: microbench
+microbench: ## Run Go's benchmarks (BENCHTIME, 1s each)
 	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u)
-	if command -v wrk nginx >/dev/null; then test/bench/run.sh bin/concord; else echo "nginx and wrk are needed to compare: apt install nginx-light wrk"; fi
 
 .PHONY: package
 package: build ## Build dist/concord-VERSION-linux-ARCH.tar.gz

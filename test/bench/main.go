@@ -1,8 +1,12 @@
-// Command bench measures what a gateway costs per proxied request beside nginx on the same machine in the same minute.
+//go:build linux
+
+// Command bench measures what a proxied request costs beside nginx and HAProxy on the same machine in the same minute.
 //
-// The figure to hold on to is CPU time: user and system time of the gateway's process tree (from /proc) divided by the
-// requests that were answered, as a ratio to nginx's in the same round. Absolute figures depend on the machine and on what
-// else it does; the ratio hardly does. Rounds are interleaved: nginx, A, B, nginx, A, B. It needs Linux, nginx and wrk.
+// The figure to hold on to is CPU time: that of the gateway's processes, divided by the requests that were answered, as a ratio to
+// nginx's of the same round. Absolute figures depend on the machine and on what else it does; the ratio hardly does. In every
+// round each row measures nginx, HAProxy and Concord in turn. The gateways run on one processor with one worker; load and upstream
+// have another. It needs Linux, two processors, and the programs nginx, haproxy, wrk and h2load (of Debian's nginx-light, haproxy,
+// wrk and nghttp2-client).
 package main
 
 import (
@@ -11,255 +15,233 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"slices"
-	"strings"
+	"regexp"
 	"syscall"
 	"time"
 
-	"concord/proxy/exchange"
-	"concord/proxy/h1"
+	"golang.org/x/sys/unix"
 )
 
 //go:embed nginx.conf
 var nginxConf string
 
+//go:embed haproxy.conf
+var haproxyConf string
+
 func main() {
-	if len(os.Args) > 2 && os.Args[1] == "upstream" {
-		serveUpstream(os.Args[2])
-		return
-	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
+func run() error {
+	if len(os.Args) > 1 {
+		switch args := os.Args[2:]; os.Args[1] {
+		case "upstream":
+			return serveUpstream(args[0])
+		case "load":
+			return runLoad(os.Stdin, os.Stdout)
+		case "seed":
+			return seedPrefix(args)
+		case "verify":
+			return verifyCost()
+		case "handshakes":
+			d, err := time.ParseDuration(args[1])
+			if err != nil {
+				return err
+			}
+			return handshakes(args[0], d)
+		}
+	}
+	b := &bench{host: &host{}}
+	flag.StringVar(&b.bin, "bin", "bin/concord", "the binary to measure")
+	rows := flag.String("rows", ".", "regular expression of the rows to measure")
+	quick := flag.Bool("quick", false, "three rounds of half a second, without the rows that need many entities: a minute, for a first look")
+	flag.IntVar(&b.rounds, "rounds", 5, "number of rounds")
+	flag.DurationVar(&b.window, "time", 1500*time.Millisecond, "length of each measurement")
+	flag.IntVar(&b.conns, "conns", 64, "keep-alive connections")
+	flag.Float64Var(&b.rate, "rate", 2000, "requests per second at which latencies are measured")
+	flag.IntVar(&b.idle, "idle", 10000, "idle connections")
+	flag.IntVar(&b.consumers, "consumers", 1_000_000, "consumers of the rows with many")
+	flag.IntVar(&b.fresh, "fresh", 4000, "fresh tokens per measurement")
+	flag.IntVar(&b.host.nice, "nice", 0, "niceness of everything started; below 0 needs root")
+	flag.BoolVar(&b.strict, "strict", false, "fail when a row is over its bar")
+	list := flag.Bool("list", false, "list the rows")
+	flag.Parse()
+	if *quick {
+		b.rounds, b.window, b.fresh, b.small = 3, 500*time.Millisecond, 800, true
+	}
+	only, err := regexp.Compile(*rows)
+	if err != nil {
+		return err
+	}
+	b.only = only
+	if *list {
+		for _, r := range b.rows() {
+			fmt.Println(r.name)
+		}
+		return nil
+	}
+	return b.run()
+}
+
 // bench is one run.
 type bench struct {
-	rounds  int
-	window  time.Duration
-	conns   int
-	idle    int
-	nice    int
-	dir     string
-	targets []*target
-	kill    []*exec.Cmd
+	ctx                         context.Context
+	host                        *host
+	bin                         string
+	only                        *regexp.Regexp
+	small, strict               bool
+	rounds, conns, idle         int
+	consumers, fresh, files     int
+	window                      time.Duration
+	rate                        float64
+	up                          string
+	certFile, keyFile, bothFile string
+	signers                     *signers
+	peers                       []*peer
+	nodes                       map[string]*node
+	free                        []string
 }
 
-// target is a gateway to measure.
-type target struct {
-	name, url, command, header string
-	cmd                        *exec.Cmd
-	rounds                     []sample
-	rss, perIdle               float64
-}
-
-// targets collects -t flags.
-type targets []*target
-
-func (t *targets) String() string { return "" }
-
-func (t *targets) Set(s string) error {
-	p := strings.SplitN(s, "|", 4)
-	if len(p) < 3 {
-		return errors.New("want name|url|command or name|url|command|header")
-	}
-	n := &target{name: p[0], url: p[1], command: p[2]}
-	if len(p) == 4 {
-		n.header = p[3]
-	}
-	*t = append(*t, n)
-	return nil
-}
-
-func run() error {
-	b := &bench{}
-	var list targets
-	flag.Var(&list, "t", "`name|url|command[|header]` to measure; {UP} in the command stands for the upstream's host:port (repeatable)")
-	flag.IntVar(&b.rounds, "rounds", 5, "number of rounds")
-	flag.DurationVar(&b.window, "time", 3*time.Second, "length of each measurement")
-	flag.IntVar(&b.conns, "conns", 64, "keep-alive connections")
-	flag.IntVar(&b.idle, "idle", 0, "idle connections to open for the memory figure")
-	flag.IntVar(&b.nice, "nice", 0, "niceness of everything started; below 0 needs root")
-	limit := flag.Float64("max", 0, "fail when a target's ratio to nginx is above this")
-	flag.Parse()
-	for _, tool := range []string{"nginx", "wrk"} {
+func (b *bench) run() (err error) {
+	for _, tool := range []string{"nginx", "haproxy", "wrk", "h2load", "taskset"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("%s is not installed: the Debian packages nginx-light and wrk have what is needed", tool)
+			return fmt.Errorf("%s is missing: apt install nginx-light haproxy wrk nghttp2-client", tool)
 		}
 	}
-	dir, err := os.MkdirTemp("", "bench")
-	if err != nil {
+	if b.bin, err = filepath.Abs(b.bin); err != nil {
 		return err
 	}
-	b.dir = dir
-	defer os.RemoveAll(dir)
-	defer b.stop()
+	if b.host.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.host.dir, err = os.MkdirTemp("", "concord-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.host.dir)
+	defer b.host.stop()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if err := b.start(ctx, list); err != nil {
+	b.ctx = ctx
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return err
 	}
-	if err := b.measure(ctx); err != nil {
+	b.files = int(min(files.Max, 1<<20))
+	if need := b.idle + 1000; b.files < need {
+		return fmt.Errorf("%d open files are allowed, %d are needed: raise the limit or take fewer -idle connections", b.files, need)
+	}
+	if b.signers, err = newSigners(); err != nil {
 		return err
 	}
-	return b.report(os.Stdout, *limit)
+	if b.free, err = freePorts(40); err != nil {
+		return err
+	}
+	if err := b.makeCertificate(b.signers); err != nil {
+		return err
+	}
+	at, err := b.ports(1)
+	if err != nil {
+		return err
+	}
+	b.up = at[0]
+	if _, err := b.host.start(loadCPU, "upstream", nil, b.host.self, "upstream", b.up); err != nil {
+		return err
+	}
+	if err := until(ctx, "http://"+b.up+"/", 10*time.Second); err != nil {
+		return err
+	}
+	if err := b.startPeers(); err != nil {
+		return err
+	}
+	rows := b.rows()
+	if len(rows) == 0 {
+		return errors.New("no such row: -list shows them")
+	}
+	if err := b.startNodes(rows); err != nil {
+		return err
+	}
+	if err := b.measure(rows); err != nil {
+		return err
+	}
+	return b.report(os.Stdout, rows)
 }
 
-// start brings up the upstream, nginx and the targets.
-func (b *bench) start(ctx context.Context, list targets) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
+// ports gives out addresses that are free.
+func (b *bench) ports(n int) ([]string, error) {
+	if len(b.free) < n {
+		return nil, errors.New("out of ports")
 	}
-	up, front, err := freePorts()
-	if err != nil {
-		return err
-	}
-	if _, err := b.spawn(loadCPU, "upstream", self, "upstream", up); err != nil {
-		return err
-	}
-	conf := filepath.Join(b.dir, "nginx.conf")
-	text := strings.NewReplacer("@DIR@", b.dir, "@UP@", up, "@LISTEN@", front).Replace(nginxConf)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		return err
-	}
-	nginx := &target{name: "nginx", url: "http://" + front + "/get", command: "nginx -e " + filepath.Join(b.dir, "nginx.err") + " -c " + conf}
-	b.targets = append([]*target{nginx}, list...)
-	for _, t := range b.targets {
-		t.cmd, err = b.spawn(gatewayCPU, t.name, "sh", "-c", "exec "+strings.ReplaceAll(t.command, "{UP}", up))
-		if err != nil {
-			return err
-		}
-		if err := t.answers(ctx); err != nil {
-			log, _ := os.ReadFile(filepath.Join(b.dir, t.name+".log"))
-			return fmt.Errorf("%s does not answer 200 at %s: %w\n%s", t.name, t.url, err, log)
+	p := b.free[:n]
+	b.free = b.free[n:]
+	return p, nil
+}
+
+// startNodes starts the nodes that the rows need.
+func (b *bench) startNodes(rows []*row) error {
+	b.nodes = map[string]*node{}
+	for _, r := range rows {
+		for _, name := range []string{r.node, r.besideNode} {
+			if name == "" || b.nodes[name] != nil {
+				continue
+			}
+			n, err := b.newNode(name)
+			if err != nil {
+				return err
+			}
+			b.nodes[name] = n
+			fmt.Fprintln(os.Stderr, "starting", name)
+			if err := b.prepare(n); err != nil {
+				return fmt.Errorf("%s: %w\n%s", name, err, b.host.log(name))
+			}
 		}
 	}
 	return nil
 }
 
-// The gateway has one CPU, load and upstream another.
-const (
-	gatewayCPU = "0"
-	loadCPU    = "1"
-)
-
-func (b *bench) command(cpu, name string, arg ...string) *exec.Cmd {
-	args := append([]string{"-n", fmt.Sprint(b.nice)}, append([]string{name}, arg...)...)
-	if runtime.NumCPU() > 1 {
-		args = append([]string{"-n", fmt.Sprint(b.nice), "taskset", "-c", cpu, name}, arg...)
-	}
-	cmd := exec.Command("nice", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
-	return cmd
-}
-
-func (b *bench) spawn(cpu, log, name string, arg ...string) (*exec.Cmd, error) {
-	cmd := b.command(cpu, name, arg...)
-	f, err := os.Create(filepath.Join(b.dir, log+".log"))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	cmd.Stdout, cmd.Stderr = f, f
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	b.kill = append(b.kill, cmd)
-	return cmd, nil
-}
-
-// stop ends the process group of each process that was started.
-func (b *bench) stop() {
-	for _, cmd := range slices.Backward(b.kill) {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		done := make(chan struct{})
-		go func() {
-			_ = cmd.Wait()
-			close(done)
-		}()
-		select {
-		case <-done:
-		case <-time.After(10 * time.Second):
-			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-			<-done
+// prepare fills and configures a node.
+func (b *bench) prepare(n *node) error {
+	seed := func(routes, consumers int) error {
+		cmd := exec.CommandContext(b.ctx, b.host.self, "seed", n.prefix, n.cluster, n.gossip, b.up, fmt.Sprint(routes), fmt.Sprint(consumers))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("seed: %w: %s", err, out)
 		}
+		return n.start(b.ctx, b.host)
 	}
-}
-
-// answers waits until the target answers.
-func (t *target) answers(ctx context.Context) error {
-	client := &http.Client{Timeout: 2 * time.Second}
-	var last error
-	for range 300 {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.url, nil)
-		if err != nil {
+	plugin := func(path, name string) []string { return []string{"POST", path + "/plugins", "name", name} }
+	switch n.name {
+	case "one":
+		if err := n.start(b.ctx, b.host); err != nil {
 			return err
 		}
-		if k, v, ok := strings.Cut(t.header, ":"); ok {
-			req.Header.Set(k, strings.TrimSpace(v))
+		if err := n.withService(b.ctx, b.up, "/get", "/size", "/key", "/jwt", "/limited"); err != nil {
+			return err
 		}
-		resp, err := client.Do(req)
-		if err == nil {
-			_, err = io.Copy(io.Discard, resp.Body)
-			_ = resp.Body.Close()
-			if err == nil && resp.StatusCode == http.StatusOK {
-				return nil
-			}
-			err = fmt.Errorf("status %s, %w", resp.Status, err)
+		if err := n.credentials(b.ctx, b.signers); err != nil {
+			return err
 		}
-		last = err
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+		return n.each(b.ctx, plugin("/routes/key", "key-auth"), append(plugin("/routes/jwt", "jwt"), "config.claims_to_verify[]", "exp"), limited("/routes/limited"))
+	case "10k":
+		if err := seed(10_000, 0); err != nil {
+			return err
 		}
+		if err := n.credentials(b.ctx, b.signers); err != nil {
+			return err
+		}
+		return n.each(b.ctx, append(plugin("/services/bench", "jwt"), "config.claims_to_verify[]", "exp"), limited("/services/bench"))
+	case "100k":
+		return seed(100_000, 0)
+	case "million":
+		if err := seed(0, b.consumers); err != nil {
+			return err
+		}
+		return n.each(b.ctx, []string{"POST", "/services/bench/routes", "name", "key", "paths[]", "/key", "strip_path", "false"}, plugin("/routes/key", "key-auth"))
 	}
-	return last
-}
-
-func freePorts() (string, string, error) {
-	a, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", "", err
-	}
-	defer a.Close()
-	b, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", "", err
-	}
-	defer b.Close()
-	return a.Addr().String(), b.Addr().String(), nil
-}
-
-// kilobyte is the upstream: every request gets the same 1 KiB.
-type kilobyte struct{ body []byte }
-
-func (k kilobyte) Serve(x *exchange.Exchange) {
-	x.Response.Status = http.StatusOK
-	x.Response.Header.Add("Server", "bench")
-	x.Response.Header.Add("Content-Type", "text/plain")
-	x.Response.SetBody(k.body)
-}
-
-func (k kilobyte) Finish(*exchange.Exchange) {}
-
-func serveUpstream(addr string) {
-	ln, err := net.Listen("tcp", addr)
-	if err == nil {
-		s := h1.New(h1.Options{Handler: kilobyte{[]byte(strings.Repeat("x", 1024))}, MaxRequests: 1 << 60, IdleTimeout: time.Hour})
-		err = s.Serve(ln)
-	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
+	return errors.New("unknown node")
 }

@@ -1,0 +1,176 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	v = slices.Sorted(slices.Values(v))
+	if n := len(v); n%2 == 0 {
+		return (v[n/2-1] + v[n/2]) / 2
+	}
+	return v[len(v)/2]
+}
+
+// collect takes one figure out of the rounds.
+func (r *row) collect(f func(round) float64) (out []float64) {
+	for _, x := range r.rounds {
+		out = append(out, f(x))
+	}
+	return out
+}
+
+// ratios are Concord's figure divided by that of what it is compared with, round by round.
+func (r *row) ratios() []float64 {
+	return r.collect(func(x round) float64 {
+		if r.kind == fixed {
+			return x.concord.latency.P99 / x.base.latency.P99
+		}
+		return x.concord.cpu / x.base.cpu
+	})
+}
+
+// report prints the tables as Markdown; ratios are medians of the ratios within each round.
+func (b *bench) report(w io.Writer, rows []*row) error {
+	fmt.Fprintf(w, "%s; %d rounds of %v, %d connections\n", machine(), b.rounds, b.window, b.conns)
+	var over []string
+	verdict := func(r *row) (ratio, bar string) {
+		v := r.ratios()
+		m := median(v)
+		ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", m, slices.Min(v), slices.Max(v))
+		if r.bar == 0 {
+			return ratio, "–"
+		}
+		if bar = fmt.Sprintf("≤ %.2f", r.bar); m > r.bar {
+			bar += " **missed**"
+			over = append(over, r.name)
+		}
+		return ratio, bar
+	}
+	section := func(of func(*row) bool, head string, line func(*row) string) {
+		for _, r := range rows {
+			if of(r) {
+				if head != "" {
+					fmt.Fprint(w, head)
+					head = ""
+				}
+				fmt.Fprint(w, line(r))
+			}
+		}
+	}
+	section(func(r *row) bool { return r.kind != fixed && r.kind != idle && r.besideNode == "" },
+		"\nCPU per request, µs\n\n| row | nginx | HAProxy | Concord | Concord : nginx | bar | req/s nginx | req/s Concord |\n|---|---|---|---|---|---|---|---|\n",
+		func(r *row) string {
+			haproxy := "–"
+			if v := r.collect(func(x round) float64 { return x.haproxy.cpu }); median(v) > 0 {
+				haproxy = figure(median(v))
+			}
+			ratio, bar := verdict(r)
+			return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %.0f | %.0f |\n", r.name, figure(median(r.collect(func(x round) float64 { return x.base.cpu }))), haproxy,
+				figure(median(r.collect(func(x round) float64 { return x.concord.cpu }))), ratio, bar,
+				median(r.collect(func(x round) float64 { return x.base.rate })), median(r.collect(func(x round) float64 { return x.concord.rate })))
+		})
+	section(func(r *row) bool { return r.besideNode != "" },
+		"\nMany entities, µs of CPU per request\n\n| row | few | many | ratio | bar | resident MB |\n|---|---|---|---|---|---|\n",
+		func(r *row) string {
+			ratio, bar := verdict(r)
+			return fmt.Sprintf("| %s | %s | %s | %s | %s | %.0f |\n", r.name, figure(median(r.collect(func(x round) float64 { return x.base.cpu }))),
+				figure(median(r.collect(func(x round) float64 { return x.concord.cpu }))), ratio, bar, median(r.collect(func(x round) float64 { return x.concord.resident }))/1e6)
+		})
+	section(func(r *row) bool { return r.kind == idle },
+		fmt.Sprintf("\nMemory with %d idle connections\n\n| gateway | resident MB | bytes per connection |\n|---|---|---|\n", b.idle),
+		func(r *row) (s string) {
+			for i, name := range []string{"nginx", "HAProxy", "Concord"} {
+				of := func(x round) sample { return []sample{x.base, x.haproxy, x.concord}[i] }
+				if !of(r.rounds[0]).ok { // it was not allowed enough descriptors
+					continue
+				}
+				// The first round opens them all; later ones find memory that was not given back.
+				s += fmt.Sprintf("| %s | %.1f | %.0f |\n", name, median(r.collect(func(x round) float64 { return of(x).resident }))/1e6, of(r.rounds[0]).cpu)
+			}
+			return s
+		})
+	section(func(r *row) bool { return r.kind == fixed },
+		fmt.Sprintf("\nLatency at %.0f requests/s, µs\n\n| row | nginx p50 | p99 | Concord p50 | p99 | p99.9 | max | p99 Concord : nginx | bar |\n|---|---|---|---|---|---|---|---|---|\n", b.rate),
+		func(r *row) string {
+			ratio, bar := verdict(r)
+			q := func(f func(round) float64) float64 { return median(r.collect(f)) }
+			return fmt.Sprintf("| %s | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %s | %s |\n", r.name, q(func(x round) float64 { return x.base.latency.P50 }), q(func(x round) float64 { return x.base.latency.P99 }),
+				q(func(x round) float64 { return x.concord.latency.P50 }), q(func(x round) float64 { return x.concord.latency.P99 }),
+				q(func(x round) float64 { return x.concord.latency.P999 }), slices.Max(r.collect(func(x round) float64 { return x.concord.latency.Max })), ratio, bar)
+		})
+	if err := b.signatures(w, rows); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		for _, x := range r.rounds {
+			for _, s := range []sample{x.base, x.haproxy, x.concord} {
+				if s.bad > 0 {
+					nginx, _ := os.ReadFile(filepath.Join(b.host.dir, "nginx.err"))
+					_, _ = w.Write(nginx[:min(len(nginx), 1000)])
+					return fmt.Errorf("%s: %d bad answers make its figures worthless: %s", r.name, s.bad, s.wrong)
+				}
+			}
+		}
+	}
+	if b.strict && len(over) > 0 {
+		return fmt.Errorf("over the bar: %s", strings.Join(over, "; "))
+	}
+	return nil
+}
+
+// signatures prints what fresh tokens cost beside the check of the signature alone.
+func (b *bench) signatures(w io.Writer, rows []*row) error {
+	cost := map[string]float64{}
+	for _, r := range rows {
+		alg, fresh := strings.CutPrefix(strings.TrimSuffix(r.name, ", fresh tokens"), "jwt ")
+		if !fresh || !r.fresh || alg == "HS256" {
+			continue
+		}
+		if len(cost) == 0 {
+			if err := b.host.result(b.ctx, b.host.command(gatewayCPU, b.host.self, "verify"), &cost); err != nil {
+				return err
+			}
+			fmt.Fprint(w, "\nFresh tokens, µs of CPU\n\n| algorithm | above nginx's request | signature check alone | ratio |\n|---|---|---|---|\n")
+		}
+		above := median(r.collect(func(x round) float64 { return x.concord.cpu - x.base.cpu }))
+		fmt.Fprintf(w, "| %s | %.1f | %.1f | %.2f |\n", alg, above, cost[alg], above/cost[alg])
+	}
+	return nil
+}
+
+func figure(v float64) string {
+	if v < 100 {
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+// machine says what the figures were measured on.
+func machine() string {
+	var out []string
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			out = append(out, strings.TrimSpace(value))
+			break
+		}
+	}
+	for _, c := range [][]string{{"uname", "-sr"}, {"nginx", "-v"}, {"haproxy", "-v"}} {
+		text, _ := exec.Command(c[0], c[1:]...).CombinedOutput()
+		line, _, _ := strings.Cut(string(text), "\n")
+		out = append(out, line)
+	}
+	return strings.Join(out, "; ")
+}
