@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"html"
+	"log/slog"
 	"strconv"
 	"strings"
 
@@ -349,7 +351,11 @@ func (h *Handler) upstreamFailed(x *exchange.Exchange, err error) error {
 	if e != nil && e.Kind == upstream.Resolve {
 		f.message, f.nginx = "name resolution failed", false
 	}
-	h.log.Warn("upstream failed", "error", err, "status", f.status, "host", x.Upstream.Host, "port", x.Upstream.Port,
+	level := slog.LevelWarn
+	if f.status < 500 {
+		level = slog.LevelInfo // the client's doing: it could fill the disk with it
+	}
+	h.log.Log(context.Background(), level, "upstream failed", "error", err, "status", f.status, "host", x.Upstream.Host, "port", x.Upstream.Port,
 		"tries", x.Tries, "request_id", x.RequestID)
 	return f
 }

@@ -113,6 +113,29 @@ func (h *Handler) identifyClient(x *exchange.Exchange, r *run) {
 // maxHops is how many gateways of this kind a request may pass. Chains of a few are legitimate, a loop is not.
 const maxHops = 10
 
+// lastHop answers a TRACE or OPTIONS request that may go no further, and counts down what others may go (RFC 9110 §7.6.2).
+func lastHop(x *exchange.Exchange) error {
+	r := &x.Request
+	if r.Method != "OPTIONS" && r.Method != "TRACE" {
+		return nil
+	}
+	v, ok := r.Header.Lookup("Max-Forwards")
+	if !ok {
+		return nil
+	}
+	n, err := strconv.ParseUint(v, 10, 31)
+	switch {
+	case err != nil:
+		return &failure{status: 400, message: "Max-Forwards is not a number"}
+	case n > 0:
+		r.Header.Set("Max-Forwards", x.Keep(strconv.AppendUint(x.Scratch(), n-1, 10)))
+		return nil
+	case r.Method == "TRACE": // the gateway does not show requests to whoever asks
+		return &failure{status: 405, message: plugin.Message(405)}
+	}
+	return &plugin.Exit{Status: 200}
+}
+
 // refuseLoop stops a request that has been here too often (RFC 9110 §7.6.3).
 func (h *Handler) refuseLoop(x *exchange.Exchange) error {
 	if h.add.product == "" {
@@ -143,7 +166,7 @@ const (
 )
 
 // refuseAmbiguous stops a request whose path an upstream may read as one that belongs to another route: its plugins would
-// have been those of the wrong one.
+// have been those of the wrong one. What strip_path leaves must not climb out of the service's path either.
 func (h *Handler) refuseAmbiguous(x *exchange.Exchange, r *run) error {
 	path := x.Request.Path
 	if h.o.PathEscapes == PassPathEscapes || !exchange.HasOtherReading(path) {
@@ -160,6 +183,9 @@ func (h *Handler) refuseAmbiguous(x *exchange.Exchange, r *run) error {
 	t, ok := r.snap.Find(&r.query)
 	r.query.Path = path
 	if !ok || t.Route != r.target.Route {
+		return errAmbiguous
+	}
+	if _, ok := x.OtherReading(x.Upstream.Path); !ok {
 		return errAmbiguous
 	}
 	return nil

@@ -168,6 +168,9 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	if err := h.refuseLoop(x); err != nil {
 		return err
 	}
+	if err := lastHop(x); err != nil {
+		return err
+	}
 	if err := h.limitBody(x, r); err != nil {
 		return err
 	}
@@ -182,10 +185,10 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	if r.target, ok = r.snap.Find(&r.query); !ok {
 		return errNoRoute
 	}
+	h.routed(x, r)
 	if err := h.refuseAmbiguous(x, r); err != nil {
 		return err
 	}
-	h.routed(x, r)
 	if err := h.checkProtocol(x, r); err != nil {
 		return err
 	}

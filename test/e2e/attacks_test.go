@@ -3,11 +3,14 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/textproto"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +24,9 @@ import (
 type recorder struct {
 	addr string
 	mu   sync.Mutex
-	got  bytes.Buffer
+	raw  bytes.Buffer
+	seen []string // "METHOD target", with " cut" behind it when the request did not arrive whole
+	open int      // connections
 }
 
 func startRecorder(t *testing.T) *recorder {
@@ -45,35 +50,58 @@ func startRecorder(t *testing.T) *recorder {
 
 func (r *recorder) serve(c net.Conn) {
 	defer c.Close()
+	r.count(1)
+	defer r.count(-1)
 	br := bufio.NewReader(io.TeeReader(c, writerFunc(func(p []byte) (int, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.got.Write(p)
+		return r.raw.Write(p)
 	})))
+	note := func(s string) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.seen = append(r.seen, s)
+	}
 	for {
 		req, err := http.ReadRequest(br)
 		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "reset") {
+				note("unreadable: " + err.Error())
+			}
 			return
 		}
-		io.Copy(io.Discard, req.Body)
+		what := req.Method + " " + req.RequestURI
+		if _, err := io.Copy(io.Discard, req.Body); err != nil {
+			note(what + " cut")
+			return
+		}
+		note(what)
 		// An upgrade is refused with a plain answer: no tunnel may come of it.
-		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Path: %s\r\n\r\nok", req.URL.RequestURI())
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 	}
+}
+
+func (r *recorder) count(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open += n
 }
 
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-func (r *recorder) take() string {
+// take returns what arrived since the last call.
+func (r *recorder) take() (raw string, seen []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.got.String()
-	r.got.Reset()
-	return s
+	raw, seen = r.raw.String(), r.seen
+	r.raw.Reset()
+	r.seen = nil
+	return raw, seen
 }
 
-// raw sends bytes and returns the status codes of the answers until the gateway closes or is quiet.
+// raw sends bytes, ends its side, and returns the status codes of the answers until the gateway ends its own.
 func raw(t *testing.T, addr, bytes string) (codes []int, text string) {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
@@ -81,225 +109,221 @@ func raw(t *testing.T, addr, bytes string) (codes []int, text string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	go io.WriteString(c, bytes)
-	br := bufio.NewReader(io.TeeReader(c, writerFunc(func(p []byte) (int, error) { text += string(p); return len(p), nil })))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	go func() {
+		io.WriteString(c, bytes)
+		c.(*net.TCPConn).CloseWrite()
+	}()
+	b, err := io.ReadAll(c)
+	if err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the connection does not end: %v", err)
+	}
+	return statuses(string(b)), string(b)
+}
+
+func statuses(answers string) (codes []int) {
+	br := bufio.NewReader(strings.NewReader(answers))
 	for {
-		c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
-		tp := textproto.NewReader(br)
-		line, err := tp.ReadLine()
+		r, err := http.ReadResponse(br, nil)
 		if err != nil {
-			return codes, text
+			return codes
 		}
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			return codes, text
-		}
-		code, _ := strconv.Atoi(f[1])
-		h, err := tp.ReadMIMEHeader()
-		codes = append(codes, code)
-		if err != nil {
-			return codes, text
-		}
-		if code >= 200 && code != 204 && code != 304 {
-			n, _ := strconv.Atoi(h.Get("Content-Length"))
-			io.CopyN(io.Discard, br, int64(n))
+		codes = append(codes, r.StatusCode)
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return codes
 		}
 	}
 }
 
-// TestAttacks sends hostile bytes through a real node and judges by what the upstream received.
-func TestAttacks(t *testing.T) {
-	t.Parallel()
-	up := startRecorder(t)
-	n := harness.NewNode(t, "solo")
-	n.Start()
-	var last harness.Answer
-	for _, s := range [][2]string{
-		{"/services", `{"name":"open","url":"http://` + up.addr + `"}`},
+// target is what the attacks meet: two gateways before one recording upstream. The second trusts its peer, is impatient
+// and has room for long heads; one logs in the combined format, the other JSON.
+type target struct {
+	*harness.Node
+	second *harness.Node
+	up     *recorder
+}
+
+const gw = "Host: gw.example\r\n"
+
+func get(path string, lines ...string) string {
+	return "GET " + path + " HTTP/1.1\r\n" + gw + strings.Join(append(lines, "", ""), "\r\n")
+}
+
+func startTarget(t *testing.T) *target {
+	g := &target{up: startRecorder(t), Node: harness.NewNode(t, "first"), second: harness.NewNode(t, "second")}
+	g.Env = []string{"CONCORD_PROXY_LISTEN=" + g.Proxy + " http2", "CONCORD_PROXY_ACCESS_LOG=access.log"}
+	g.second.Env = []string{"CONCORD_PROXY_LISTEN=" + g.second.Proxy + " http2", "CONCORD_PROXY_ACCESS_LOG=access.log", "CONCORD_ACCESS_LOG_FORMAT=json",
+		"CONCORD_TRUSTED_IPS=127.0.0.0/8,10.0.0.0/8", "CONCORD_REAL_IP_HEADER=X-Forwarded-For", "CONCORD_REAL_IP_RECURSIVE=on",
+		"CONCORD_NGINX_HTTP_CLIENT_HEADER_TIMEOUT=1", "CONCORD_NGINX_HTTP_CLIENT_BODY_TIMEOUT=1", "CONCORD_NGINX_HTTP_SEND_TIMEOUT=1",
+		"CONCORD_NGINX_HTTP_KEEPALIVE_TIMEOUT=1", "CONCORD_NGINX_HTTP_LARGE_CLIENT_HEADER_BUFFERS=8 64k"}
+	for _, n := range []*harness.Node{g.Node, g.second} {
+		n.Start()
+		g.configure(t, n)
+	}
+	g.up.take()
+	return g
+}
+
+func (g *target) configure(t *testing.T, n *harness.Node) {
+	t.Helper()
+	steps := [][2]string{
+		{"/services", `{"name":"open","url":"http://` + g.up.addr + `"}`},
 		{"/services/open/routes", `{"paths":["/"],"name":"open"}`},
-		{"/services", `{"name":"closed","url":"http://` + up.addr + `/closed"}`},
+		{"/services/open/routes", `{"paths":["~/re/[a-z]+$"],"strip_path":false,"name":"regex"}`},
+		{"/services", `{"name":"closed","url":"http://` + g.up.addr + `/closed"}`},
 		{"/services/closed/routes", `{"paths":["/admin"],"name":"closed"}`},
+		{"/services/closed/routes", `{"paths":["~/exact/admin$"],"name":"exact"}`},
 		{"/services/closed/plugins", `{"name":"key-auth"}`},
-		{"/services", `{"name":"strip","url":"http://` + up.addr + `/base"}`},
+		{"/consumers", `{"username":"alice"}`},
+		{"/consumers/alice/key-auth", `{"key":"k1"}`},
+		{"/services", `{"name":"strip","url":"http://` + g.up.addr + `/base"}`},
 		{"/services/strip/routes", `{"paths":["/api"],"name":"strip"}`},
-		{"/services", `{"name":"host","url":"http://` + up.addr + `/host"}`},
+		{"/services", `{"name":"host","url":"http://` + g.up.addr + `/host"}`},
+		{"/services/host/routes", `{"paths":["/m"],"methods":["GET"],"strip_path":false,"name":"get-only"}`},
 		{"/services/host/routes", `{"hosts":["api.example.com"],"name":"host"}`},
-	} {
+		{"/services/open/routes", `{"paths":["/ip"],"strip_path":false,"name":"ip"}`},
+		{"/routes/ip/plugins", `{"name":"ip-restriction","config":{"allow":["10.0.0.0/8"]}}`},
+		{"/services/open/routes", `{"paths":["/cors"],"strip_path":false,"name":"cors"}`},
+		{"/routes/cors/plugins", `{"name":"cors","config":{"origins":["https://a.example","^https://[a-z]+\\.b\\.example$"],"credentials":true}}`},
+		{"/services/open/routes", `{"paths":["/rl"],"strip_path":false,"name":"rl"}`},
+		{"/routes/rl/plugins", `{"name":"rate-limiting","config":{"minute":5,"policy":"local","limit_by":"header","header_name":"X-Id"}}`},
+		{"/services/open/routes", `{"paths":["/bot"],"strip_path":false,"name":"bot"}`},
+		{"/routes/bot/plugins", `{"name":"bot-detection","config":{"deny":["(a+)+$"]}}`},
+		{"/services", `{"name":"self","url":"http://` + n.Proxy + `/self"}`},
+		{"/services/self/routes", `{"paths":["/self"],"name":"self"}`},
+	}
+	var last harness.Answer
+	for _, s := range steps {
 		if last = n.JSON("POST", s[0], s[1]); last.Status != 201 {
 			t.Fatal(s, last.Status, last.Body)
+		}
+	}
+	if n == g.Node { // P5: as many hosts as make an index worth its while
+		for i := range 150 {
+			last = n.JSON("POST", "/services/host/routes", fmt.Sprintf(`{"hosts":["h%d.example.com"],"paths":["/h"]}`, i))
 		}
 	}
 	if a := n.Get("/", "X-Min-Config-Index", last.Index()); a.Status != 200 {
 		t.Fatal(a.Status, a.Body)
 	}
-	up.take()
+}
 
-	const host = "Host: gw.example\r\n"
-	reject := []struct{ name, bytes string }{
-		{"S1 CL and TE", "POST / HTTP/1.1\r\n" + host + "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG"},
-		{"S2 TE and short CL", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n8\r\nSMUGGLED\r\n0\r\n\r\n"},
-		{"S3 xchunked", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"},
-		{"S3 chunked, identity", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"},
-		{"S3 identity, chunked", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n"},
-		{"S3 two TE lines", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-		{"S4 space before colon", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"},
-		{"S4 tab before colon", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n"},
-		{"S4 vertical tab in value", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"},
-		{"S4 NUL in name", "POST / HTTP/1.1\r\n" + host + "Transfer\x00-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-		{"S5 two CL", "POST / HTTP/1.1\r\n" + host + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"},
-		{"S5 +1", "POST / HTTP/1.1\r\n" + host + "Content-Length: +1\r\n\r\na"},
-		{"S5 hex", "POST / HTTP/1.1\r\n" + host + "Content-Length: 0x1\r\n\r\na"},
-		{"S5 negative", "POST / HTTP/1.1\r\n" + host + "Content-Length: -1\r\n\r\na"},
-		{"S5 20 digits", "POST / HTTP/1.1\r\n" + host + "Content-Length: 99999999999999999999\r\n\r\na"},
-		{"S6 0x5", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n"},
-		{"S7 bare LF", "GET / HTTP/1.1\n" + "Host: gw.example\n\n"},
-		{"S7 bare CR", "GET / HTTP/1.1\r\n" + host + "X: a\rb\r\n\r\n"},
-		{"S8 folding", "GET / HTTP/1.1\r\n" + host + "X: a\r\n b\r\n\r\n"},
-		{"S9 NUL in value", "GET / HTTP/1.1\r\n" + host + "X: a\x00b\r\n\r\n"},
-		{"S10 no Host", "GET / HTTP/1.1\r\n\r\n"},
-		{"S10 two Hosts", "GET / HTTP/1.1\r\n" + host + "Host: b\r\n\r\n"},
-		{"S10 userinfo", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"},
-		{"S10 path in Host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"},
-		{"S13 1.0 with TE", "POST / HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-		{"S13 0.9", "GET /\r\n\r\n"},
-		{"S13 1.10", "GET / HTTP/1.10\r\n" + host + "\r\n"},
-		{"S13 2.0", "GET / HTTP/2.0\r\n" + host + "\r\n"},
-		{"S12 CONNECT", "CONNECT 127.0.0.1:22 HTTP/1.1\r\n" + host + "\r\n"},
-		{"P1 %2f", "GET /admin%2f HTTP/1.1\r\n" + host + "\r\n"},
-		{"P1 %00", "GET /admin%00 HTTP/1.1\r\n" + host + "\r\n"},
-		{"P1 %5c", "GET /admin%5c HTTP/1.1\r\n" + host + "\r\n"},
-		{"P1 fragment", "GET /admin#x HTTP/1.1\r\n" + host + "\r\n"},
-		{"P3 encoded slash", "GET /api%2f..%2fadmin HTTP/1.1\r\n" + host + "\r\n"},
-		{"P4 bad escape", "GET /%zz HTTP/1.1\r\n" + host + "\r\n"},
-		{"H2 space after the name", "GET / HTTP/1.1\r\n" + host + "X-Consumer-ID : 1\r\n\r\n"},
+// attack is one variant of a row of the table of attacks: bytes for the proxy port and what may come of them.
+type attack struct {
+	row, name string
+	send      string
+	codes     string   // of the answers, e.g. "200 401"; "": one refusal (400 to 501) and nothing upstream
+	sees      []string // the requests the upstream must have received, in any order; nil: none
+	cut       bool     // the upstream may have seen the beginning of a request, and never all of it
+	has, not  []string // in the bytes the upstream received, case ignored
+	second    bool     // through the second gateway
+}
+
+func (g *target) run(t *testing.T, a attack) {
+	g.up.take()
+	addr := g.Proxy
+	if a.second {
+		addr = g.second.Proxy
 	}
-	for _, c := range reject {
-		codes, text := raw(t, n.Proxy, c.bytes)
+	codes, text := raw(t, addr, a.send)
+	switch {
+	case a.codes == "":
 		if len(codes) != 1 || codes[0] < 400 || codes[0] > 501 {
-			t.Errorf("%s: answers %v, want one refusal: %q", c.name, codes, text)
+			t.Errorf("answers %v, want one refusal: %.300q", codes, text)
 		}
-		if strings.HasPrefix(c.name, "S6") { // found in the body, when the head is already on its way
-			time.Sleep(100 * time.Millisecond)
-			if got := up.take(); strings.Contains(got, "hello") {
-				t.Errorf("%s: the upstream received %q", c.name, got)
-			}
-			continue
-		}
-		if got := up.take(); got != "" {
-			t.Errorf("%s: the upstream received %q", c.name, got)
+	case strings.Trim(fmt.Sprint(codes), "[]") != a.codes:
+		t.Errorf("answers %v, want %s: %.300q", codes, a.codes, text)
+	}
+	if a.cut {
+		time.Sleep(50 * time.Millisecond) // the beginning may still be on its way
+	}
+	got, seen := g.up.take()
+	if a.cut {
+		seen = slices.DeleteFunc(seen, func(s string) bool { return strings.HasSuffix(s, " cut") })
+	}
+	slices.Sort(seen)
+	slices.Sort(a.sees)
+	if !slices.Equal(seen, a.sees) {
+		t.Errorf("the upstream saw %q, want %q; bytes %.300q", seen, a.sees, got)
+	}
+	if a.sees == nil && !a.cut && got != "" {
+		t.Errorf("the upstream received %.300q", got)
+	}
+	lower := strings.ToLower(got)
+	for _, s := range a.has {
+		if !strings.Contains(lower, strings.ToLower(s)) {
+			t.Errorf("no %q in what the upstream received: %.600q", s, got)
 		}
 	}
+	for _, s := range a.not {
+		if strings.Contains(lower, strings.ToLower(s)) {
+			t.Errorf("%q in what the upstream received: %.600q", s, got)
+		}
+	}
+}
 
-	t.Run("P1 protected paths", func(t *testing.T) {
-		for _, p := range []string{"/admin", "/%61dmin", "//admin", "/./admin", "/x/../admin", "/admin/.", "/%2e%2e/admin", "/admin?..", "/x/%2e%2e/admin", "/admin//"} {
-			codes, _ := raw(t, n.Proxy, "GET "+p+" HTTP/1.1\r\n"+host+"\r\n")
-			if len(codes) != 1 || codes[0] != 401 {
-				t.Errorf("%s: %v, want 401", p, codes)
-			}
-			if got := up.take(); got != "" {
-				t.Errorf("%s reached the upstream: %q", p, got)
+// elsewhere are the rows with tests of their own.
+var elsewhere = map[string]string{
+	"P6": "the tests of client certificates", "D2": "the tests of proxy/listen", "D7": "the tests of proxy/listen and of TLS", "D9": "the tests of cluster/gossip",
+}
+
+// TestAttacks sends hostile bytes through real nodes and judges by what the upstream received. Every row of the table of
+// attacks on a proxy (S: smuggling, P: paths, H: headers, D: denial of service) is here or in elsewhere.
+func TestAttacks(t *testing.T) {
+	t.Parallel()
+	g := startTarget(t)
+	rows := map[string]bool{}
+	for _, a := range slices.Concat(framingAttacks(), pathAttacks(), headerAttacks()) {
+		rows[a.row] = true
+		t.Run(a.row+" "+a.name, func(t *testing.T) { g.run(t, a) })
+	}
+	for _, group := range []map[string]func(*testing.T, *target){framingScenes, http2Scenes, headerScenes, pathScenes, loadScenes} {
+		for name, scene := range group {
+			rows[strings.Fields(name)[0]] = true
+			t.Run(name, func(t *testing.T) { scene(t, g) })
+		}
+	}
+	for letter, n := range map[string]int{"S": 23, "P": 8, "H": 14, "D": 9} {
+		for i := 1; i <= n; i++ {
+			if row := letter + strconv.Itoa(i); !rows[row] && elsewhere[row] == "" {
+				t.Errorf("%s has no test", row)
 			}
 		}
-		// Other spellings may be other paths, but then the upstream must see that other path and never /admin itself.
-		for _, p := range []string{"/ADMIN", "/admin;x", "/%2561dmin"} {
-			raw(t, n.Proxy, "GET "+p+" HTTP/1.1\r\n"+host+"\r\n")
-			if got := up.take(); strings.HasPrefix(got, "GET /admin ") || strings.HasPrefix(got, "GET /closed") {
-				t.Errorf("%s reached the protected path: %q", p, got)
-			}
-		}
-	})
-	t.Run("P2 double encoding is not decoded twice", func(t *testing.T) {
-		raw(t, n.Proxy, "GET /x/%252e%252e/admin HTTP/1.1\r\n"+host+"\r\n")
-		if got := up.take(); !strings.HasPrefix(got, "GET /x/%252e%252e/admin ") && !strings.HasPrefix(got, "GET /x/%252E%252E/admin ") {
-			t.Errorf("upstream received %q", got)
-		}
-	})
-	t.Run("P3 strip_path stays below the service path", func(t *testing.T) {
-		for _, p := range []string{"/api../admin", "/apiadmin", "/api/..%2e/admin", "/api/x/../../api/y"} {
-			raw(t, n.Proxy, "GET "+p+" HTTP/1.1\r\n"+host+"\r\n")
-			got := up.take()
-			if got != "" && !strings.HasPrefix(got, "GET /base/") {
-				t.Errorf("%s: upstream received %q", p, got)
-			}
-			if strings.Contains(strings.SplitN(got, "\r\n", 2)[0], "..") && !strings.Contains(p, "%2e") {
-				t.Errorf("%s: dot segment upstream: %q", p, got)
-			}
-		}
-	})
-	t.Run("P5 spellings of a host", func(t *testing.T) {
-		for _, h := range []string{"api.example.com", "API.Example.COM", "api.example.com.", "api.example.com:8000"} {
-			raw(t, n.Proxy, "GET /h HTTP/1.1\r\nHost: "+h+"\r\n\r\n")
-			if got := up.take(); !strings.HasPrefix(got, "GET /host/h ") {
-				t.Errorf("%s: upstream received %q", h, got)
+	}
+	t.Run("the gateways are well", func(t *testing.T) {
+		for _, n := range []*harness.Node{g.Node, g.second} {
+			if a := n.Get("/fine"); a.Status != 200 || strings.Contains(n.Log(), "panic") {
+				t.Error(a.Status, n.Log())
 			}
 		}
 	})
-	t.Run("S11 absolute form: the target's host wins", func(t *testing.T) {
-		raw(t, n.Proxy, "GET http://api.example.com/abs HTTP/1.1\r\nHost: other.example\r\n\r\n")
-		if got := up.take(); !strings.HasPrefix(got, "GET /host/abs ") || strings.Contains(got, "other.example") {
-			t.Errorf("upstream received %q", got)
+}
+
+// rss is the resident memory of a node in MiB.
+func rss(t *testing.T, n *harness.Node) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.Pid()))
+	if err != nil {
+		t.Skip("no /proc:", err)
+	}
+	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
+}
+
+// accessLog waits until the node's access log holds text.
+func accessLog(t *testing.T, n *harness.Node, text string) string {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		b, err := os.ReadFile(filepath.Join(n.Prefix, "access.log"))
+		if strings.Contains(string(b), text) {
+			return string(b)
 		}
-	})
-	t.Run("S12 no open proxy", func(t *testing.T) {
-		raw(t, n.Proxy, "GET http://127.0.0.1:"+strings.Split(n.Admin, ":")[1]+"/services HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-		if got := up.take(); got != "" && !strings.HasPrefix(got, "GET /services ") {
-			t.Errorf("upstream received %q", got)
+		if time.Now().After(deadline) {
+			t.Fatalf("no %q in the access log (%v): %.2000s", text, err, b)
 		}
-	})
-	t.Run("S14 a body does not hide the next request", func(t *testing.T) {
-		codes, _ := raw(t, n.Proxy, "GET /a HTTP/1.1\r\n"+host+"Content-Length: 5\r\n\r\nhelloGET /admin HTTP/1.1\r\n"+host+"\r\n")
-		if fmt.Sprint(codes) != "[200 401]" {
-			t.Errorf("answers %v", codes)
-		}
-		if got := up.take(); strings.Contains(got, "/closed") || strings.Contains(got, "GET /admin") {
-			t.Errorf("upstream received %q", got)
-		}
-	})
-	t.Run("S15 no tunnel before 101", func(t *testing.T) {
-		raw(t, n.Proxy, "GET /ws HTTP/1.1\r\n"+host+"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\nGET /admin HTTP/1.1\r\n"+host+"\r\n")
-		if got := up.take(); strings.Contains(got, "/admin") {
-			t.Errorf("smuggled behind a refused upgrade: %q", got)
-		}
-	})
-	t.Run("S16 h2c is not forwarded", func(t *testing.T) {
-		raw(t, n.Proxy, "GET /x HTTP/1.1\r\n"+host+"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n")
-		if got := strings.ToLower(up.take()); strings.Contains(got, "h2c") || strings.Contains(got, "http2-settings") {
-			t.Errorf("upstream received %q", got)
-		}
-	})
-	t.Run("H1-H3 identity headers of clients", func(t *testing.T) {
-		for _, h := range []string{"X-Consumer-ID: 1", "X-Consumer-Username: root", "X-Consumer-Custom-ID: 1", "X-Credential-Identifier: 1", "X-Authenticated-Userid: 1",
-			"X-Authenticated-Scope: all", "X-Anonymous-Consumer: true", "X-Consumer-Groups: admin", "X_Consumer_Id: 1", "x-consumer-id: 1", "x_consumer_username: root", "X-Userinfo: 1", "X-Access-Token: 1", "X-ID-Token: 1"} {
-			codes, _ := raw(t, n.Proxy, "GET /x HTTP/1.1\r\n"+host+h+"\r\n\r\n")
-			name := strings.ToLower(strings.ReplaceAll(strings.SplitN(h, ":", 2)[0], "_", "-"))
-			if got := strings.ReplaceAll(strings.ToLower(up.take()), "_", "-"); got == "" || strings.Contains(got, name+":") {
-				t.Errorf("%s (%v): upstream received %q", h, codes, got)
-			}
-		}
-	})
-	t.Run("H4 H5 hop-by-hop", func(t *testing.T) {
-		raw(t, n.Proxy, "GET /x HTTP/1.1\r\n"+host+"Connection: close, X-Forwarded-For, x-secret , Host\r\nX-Secret: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic eDp5\r\nProxy-Connection: close\r\nTE: gzip\r\nTrailer: X\r\nUpgrade: foo\r\n\r\n")
-		got := strings.ToLower(up.take())
-		for _, bad := range []string{"x-secret:", "keep-alive: 5", "proxy-connection:", "proxy-authorization:", "te: gzip", "upgrade: foo"} {
-			if strings.Contains(got, bad) {
-				t.Errorf("upstream received %s: %q", bad, got)
-			}
-		}
-		if !strings.Contains(got, "x-forwarded-for: 127.0.0.1\r\n") || !strings.Contains(got, "host: ") {
-			t.Errorf("lost what the gateway sets: %q", got)
-		}
-	})
-	t.Run("H8 forwarded headers of an untrusted peer", func(t *testing.T) {
-		raw(t, n.Proxy, "GET /x HTTP/1.1\r\n"+host+"X-Forwarded-For: 1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\nX-Forwarded-Prefix: /evil\r\nX-Forwarded-Path: /evil\r\n\r\n")
-		got := strings.ToLower(up.take())
-		for _, want := range []string{"x-forwarded-for: 1.2.3.4, 127.0.0.1\r\n", "x-real-ip: 127.0.0.1\r\n", "x-forwarded-proto: http\r\n", "x-forwarded-host: gw.example\r\n", "x-forwarded-path: /x\r\n"} {
-			if !strings.Contains(got, want) {
-				t.Errorf("no %q in %q", want, got)
-			}
-		}
-		if strings.Contains(got, "evil") {
-			t.Errorf("spoofed values reached the upstream: %q", got)
-		}
-	})
+	}
 }
