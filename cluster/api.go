@@ -21,6 +21,7 @@ type Options struct {
 	Machine         *fsm.Machine // made with the keyring of LoadKeys(Prefix)
 	Version         string       // of the program, shown in status
 	Level           uint32       // highest cluster level this program understands; default: fsm.MaxLevel
+	HoldLevel       bool         // do not raise the cluster's level before ReleaseLevel: an older process may have to go on with these files
 	Log             *slog.Logger
 	Fatal           func(error) // called once when the node must not go on; default: log and exit with status 1
 	Tuning          Tuning
@@ -151,8 +152,8 @@ var (
 	// ErrOutcomeUnknown: leadership was lost while the entry was under way. It may or may not be committed; repeating it with the same
 	// request id is safe.
 	ErrOutcomeUnknown = errors.New("the leader changed while the write was under way: it may or may not have happened")
-	// ErrClosed: the node is shutting down or switching clusters.
-	ErrClosed = errors.New("this node is shutting down")
+	// ErrClosed: the node is shutting down, switching clusters or suspended. Nothing has happened.
+	ErrClosed = errors.New("this node is stopping or being replaced by a new process")
 	// ErrHoldsData: Join without discard on a node that holds entities.
 	ErrHoldsData = errors.New("this node holds data that joining would discard: repeat with --discard-local-data, or join with a fresh node")
 	// ErrUnknownNode: no member has this id or name.

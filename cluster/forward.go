@@ -73,12 +73,16 @@ func (n *Node) onLeader(ctx context.Context, op string, body []byte) ([]byte, er
 			}
 			return answer, err
 		}
-		if m.ctx.Err() != nil {
-			return nil, ErrClosed
-		}
 		s.setReason(again.Error())
 		if uncertain(again) {
 			s.uncertain.Store(true)
+		}
+		switch {
+		case m.ctx.Err() == nil:
+		case s.uncertain.Load():
+			return nil, &NoLeaderError{Waited: time.Since(begin), Reason: s.reason(), Uncertain: true}
+		default:
+			return nil, ErrClosed
 		}
 		if waited := time.Since(begin); waited > t.LeaderWait {
 			return nil, &NoLeaderError{Waited: waited, Reason: s.reason(), Uncertain: s.uncertain.Load()}

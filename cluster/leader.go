@@ -315,6 +315,9 @@ func (d *duties) rotate(ctx context.Context, status map[string]peerStatus) error
 
 // raise lifts the cluster's level to what every member understands.
 func (d *duties) raise(ctx context.Context, _ map[string]peerStatus) error {
+	if d.holdLevel.Load() {
+		return nil
+	}
 	level := uint32(math.MaxUint32)
 	for _, row := range d.rows.active() {
 		level = min(level, uint32(row.Val.Level))

@@ -27,6 +27,8 @@ type Node struct {
 	onForward atomic.Pointer[func(context.Context, []byte) ([]byte, error)]
 	onTell    atomic.Pointer[func(context.Context, []byte) error]
 	readIndex coalesced
+	holdLevel atomic.Bool
+	who       atomic.Pointer[identity] // of the current membership, or the last one
 
 	switching sync.Mutex // Join, Leave and Shutdown, one at a time
 	mu        sync.RWMutex
@@ -46,6 +48,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	}
 	n := &Node{opt: o, log: o.Log, rows: newRows(o.Machine.Store())}
 	n.machine = newMachine(o.Machine, n.fatal)
+	n.holdLevel.Store(o.HoldLevel)
 	dir := n.dir()
 	id, err := loadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,12 +127,15 @@ func (n *Node) setCurrent(m *membership) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.current = m
+	if m != nil {
+		n.who.Store(&m.id)
+	}
 }
 
 // ID is the node's id within its cluster; it changes with Join and Leave.
 func (n *Node) ID() string {
-	if m, err := n.membership(); err == nil {
-		return m.id.NodeID
+	if id := n.who.Load(); id != nil {
+		return id.NodeID
 	}
 	return ""
 }
@@ -139,8 +145,8 @@ func (n *Node) Name() string { return n.opt.Name }
 
 // ClusterID is the id of the cluster that the node is in.
 func (n *Node) ClusterID() string {
-	if m, err := n.membership(); err == nil {
-		return m.id.ClusterID
+	if id := n.who.Load(); id != nil {
+		return id.ClusterID
 	}
 	return ""
 }
@@ -209,12 +215,65 @@ func (n *Node) addressOf(nodeID string) (string, bool) {
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.switching.Lock()
 	defer n.switching.Unlock()
+	n.stepDown(ctx)
+	return n.stop(true)
+}
+
+func (n *Node) stepDown(ctx context.Context) {
 	if m, err := n.membership(); err == nil && m.ready.Load() && !m.alone() {
 		if err := m.transfer(ctx, ""); err != nil {
 			n.log.Warn("leadership could not be handed over before the shutdown", "error", err)
 		}
 	}
-	return n.stop(true)
+}
+
+// Suspend ends this node's part in the cluster so that another process can play it: leadership is handed over, the files are let go, the ports
+// closed. The machine keeps its state and may be read. Whatever needs the cluster fails with ErrClosed until Resume; it has not
+// happened, unless it was under way before.
+func (n *Node) Suspend(ctx context.Context) error {
+	n.switching.Lock()
+	defer n.switching.Unlock()
+	m, err := n.membership()
+	if err != nil {
+		return err
+	}
+	n.stepDown(ctx)
+	n.setCurrent(nil)
+	return errors.Join(m.stop(true), n.port.Pause())
+}
+
+// Resume takes up again what Suspend has ended, with what the files hold now: the other process may have written to them. Its error means that the
+// node has no part in the cluster any more.
+func (n *Node) Resume(ctx context.Context) error {
+	n.switching.Lock()
+	defer n.switching.Unlock()
+	n.mu.RLock()
+	suspended := n.current == nil && !n.closed
+	n.mu.RUnlock()
+	if !suspended {
+		return ErrClosed
+	}
+	id, err := loadIdentity(n.dir())
+	if err == nil {
+		err = n.port.Resume()
+	}
+	if err != nil {
+		return err
+	}
+	m, err := n.enter(ctx, id)
+	if err != nil {
+		return err
+	}
+	return n.settle(ctx, m)
+}
+
+// ReleaseLevel ends HoldLevel.
+func (n *Node) ReleaseLevel() {
+	if n.holdLevel.Swap(false) {
+		if m, err := n.membership(); err == nil {
+			wake(m.changed)
+		}
+	}
 }
 
 func (n *Node) stop(polite bool) error {

@@ -59,6 +59,10 @@ func (r *recovery) restore() (reached uint64, damaged []damage, err error) {
 		return 0, nil, err
 	}
 	for _, name := range names {
+		var term, index uint64
+		if _, err := fmt.Sscanf(name, "%d-%d-", &term, &index); err == nil && index <= r.machine.index() {
+			return index, damaged, nil // the machine has outlived a suspension: going back would be seen by requests
+		}
 		meta, err := r.load(name)
 		if err == nil {
 			return meta.Index, damaged, nil

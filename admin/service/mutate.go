@@ -70,7 +70,7 @@ func (s *Service) finish(ctx context.Context, r response) (Result, error) {
 func unavailable(ctx context.Context, err error) error {
 	var lost *cluster.NoLeaderError
 	switch known := errors.As(err, &lost); {
-	case known && !lost.Uncertain:
+	case known && !lost.Uncertain, errors.Is(err, cluster.ErrClosed):
 		return &Error{Kind: Unavailable, Message: fmt.Sprintf("no change is possible now, nothing was stored: %v", err)}
 	case known, ctx.Err() != nil:
 		return &Error{Kind: Unknown, Message: fmt.Sprintf("the cluster did not confirm the write (%v): it may or may not take effect", err),

@@ -62,7 +62,7 @@ const (
 // Transport is one node's end of the peer port.
 type Transport struct {
 	opt     Options
-	ln      net.Listener
+	addr    net.Addr
 	creds   atomic.Pointer[pki.Credentials]
 	rpc     *http.Server
 	rpcIn   *feed
@@ -73,6 +73,8 @@ type Transport struct {
 	serving sync.WaitGroup
 
 	mu       sync.Mutex
+	ln       net.Listener
+	paused   bool
 	closed   bool
 	raft     *feed
 	conns    map[*peerConn]struct{} // all connections, in both directions
@@ -112,7 +114,7 @@ func Listen(o Options) (*Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster_listen %s: %w", o.Listen, err)
 	}
-	t := &Transport{opt: o, ln: ln, conns: map[*peerConn]struct{}{}, joins: make(chan struct{}, o.MaxJoins)}
+	t := &Transport{opt: o, addr: ln.Addr(), ln: ln, conns: map[*peerConn]struct{}{}, joins: make(chan struct{}, o.MaxJoins)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.rpcIn = newFeed(ln.Addr())
 	t.rpc = &http.Server{
@@ -130,12 +132,40 @@ func Listen(o Options) (*Transport, error) {
 	}
 	t.serving.Add(2)
 	go func() { defer t.serving.Done(); _ = t.rpc.Serve(t.rpcIn) }() // ends with Close
-	go func() { defer t.serving.Done(); t.accept() }()
+	go func() { defer t.serving.Done(); t.accept(ln) }()
 	return t, nil
 }
 
 // Addr is the address the port is bound to.
-func (t *Transport) Addr() net.Addr { return t.ln.Addr() }
+func (t *Transport) Addr() net.Addr { return t.addr }
+
+// Pause closes the port and every connection, until Resume. Nothing can be dialled meanwhile.
+func (t *Transport) Pause() error {
+	t.mu.Lock()
+	ln := t.ln
+	t.paused = true
+	t.mu.Unlock()
+	err := ln.Close()
+	t.cut(func(*peerConn) bool { return true })
+	t.client.CloseIdleConnections()
+	return err
+}
+
+// Resume opens the port again, at the same address.
+func (t *Transport) Resume() error {
+	ln, err := net.Listen("tcp", t.addr.String())
+	if err != nil {
+		return fmt.Errorf("cluster_listen %s: %w", t.addr, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || !t.paused {
+		return errors.Join(ErrClosed, ln.Close())
+	}
+	t.ln, t.paused = ln, false
+	t.serving.Go(func() { t.accept(ln) })
+	return nil
+}
 
 // SetCredentials switches to another identity or a renewed certificate, for new connections. nil refuses everyone.
 func (t *Transport) SetCredentials(c *pki.Credentials) { t.creds.Store(c) }
@@ -150,11 +180,11 @@ func (t *Transport) SetResolver(f func(nodeID string) (addr string, ok bool)) {
 	t.resolve = f
 }
 
-func (t *Transport) accept() {
+func (t *Transport) accept(ln net.Listener) {
 	for {
-		raw, err := t.ln.Accept()
+		raw, err := ln.Accept()
 		if err != nil {
-			if t.ctx.Err() != nil {
+			if t.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			// Out of file descriptors, most likely: the port must come back by itself.
@@ -168,7 +198,7 @@ func (t *Transport) accept() {
 		}
 		c := t.track(raw, true)
 		if c == nil {
-			return
+			continue // the listener has been closed, or is about to be
 		}
 		t.serving.Go(func() { t.serve(c) })
 	}
@@ -179,7 +209,7 @@ func (t *Transport) accept() {
 func (t *Transport) track(raw net.Conn, half bool) *peerConn {
 	c := &peerConn{Conn: raw, t: t}
 	t.mu.Lock()
-	if t.closed {
+	if t.closed || t.paused {
 		t.mu.Unlock()
 		raw.Close()
 		return nil
@@ -366,7 +396,7 @@ func (t *Transport) dialRPC(ctx context.Context, _, hostport string) (net.Conn, 
 
 // Raft gives the incoming raft streams, to one owner at a time: an earlier listener gets no more.
 func (t *Transport) Raft() net.Listener {
-	f := newFeed(t.ln.Addr())
+	f := newFeed(t.addr)
 	t.mu.Lock()
 	old := t.raft
 	t.raft = f
@@ -411,10 +441,13 @@ func (t *Transport) Close() error {
 		return nil
 	}
 	t.closed = true
-	raft := t.raft
+	raft, ln, paused := t.raft, t.ln, t.paused
 	t.mu.Unlock()
 	t.cancel()
-	err := t.ln.Close()
+	var err error
+	if !paused {
+		err = ln.Close()
+	}
 	if raft != nil {
 		raft.Close()
 	}
