@@ -90,8 +90,8 @@ func (fakeBalancer) SetHealth(upstream, target, address string, _ bool) error {
 		return errors.New("no ids")
 	case address == "10.0.0.9:1":
 		return balancer.ErrUnknown
-	case address == "unchecked":
-		return &balancer.UncheckedError{Upstream: "u"}
+	case address == "broken":
+		return errors.New("it is broken")
 	}
 	return nil
 }

@@ -129,6 +129,29 @@ func (m *monitor) dataplane(p *prometheus.Page) {
 	p.One("concord_loops_total", prometheus.Counter, "Requests refused with 508 because they came through this gateway again and again.", float64(s.Loops.Load()))
 	p.One("concord_upstream_endpoints", prometheus.Gauge, "Places that requests were sent to lately.", float64(u.Endpoints))
 	p.One("concord_upstream_idle_connections", prometheus.Gauge, "HTTP/1.1 connections to upstreams kept for the next request.", float64(u.Idle))
+	p.One("concord_upstream_http2_connections", prometheus.Gauge, "HTTP/2 connections to upstreams.", float64(u.HTTP2))
+	p.One("concord_upstream_http2_streams", prometheus.Gauge, "Requests under way on HTTP/2 connections to upstreams.", float64(u.Streams))
+	m.breakers(p)
+}
+
+// breakers are the circuit breakers of the upstreams that have one.
+func (m *monitor) breakers(p *prometheus.Page) {
+	list := m.balancer.Breakers()
+	if len(list) == 0 {
+		return
+	}
+	p.Family("concord_upstream_ejected_targets", prometheus.Gauge, "Addresses of targets that the circuit breaker keeps out now.")
+	for _, b := range list {
+		p.Add(float64(b.Ejected), "upstream", b.Upstream)
+	}
+	p.Family("concord_upstream_ejections_total", prometheus.Counter, "How often the circuit breaker has taken out an address.")
+	for _, b := range list {
+		p.Add(float64(b.Ejections), "upstream", b.Upstream)
+	}
+	p.Family("concord_upstream_rejected_total", prometheus.Counter, "Requests answered with 503 because of a limit of the circuit breaker.")
+	for _, b := range list {
+		p.Add(float64(b.Rejected), "upstream", b.Upstream)
+	}
 }
 
 func goRuntime(p *prometheus.Page) {

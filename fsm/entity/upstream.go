@@ -32,6 +32,28 @@ type Upstream struct {
 	HostHeader             string       `json:"host_header"`
 	ClientCertificate      *Ref         `json:"client_certificate"`
 	UseSRVName             bool         `json:"use_srv_name"`
+
+	StickySessionsCookie     string          `json:"sticky_sessions_cookie"`
+	StickySessionsCookiePath string          `json:"sticky_sessions_cookie_path"`
+	CircuitBreaker           *CircuitBreaker `json:"circuit_breaker"`
+}
+
+// CircuitBreaker takes targets out whose requests fail, and bounds what an upstream is asked to do at once. Kong has none. 0 is always "not
+// looked at" or "no limit".
+type CircuitBreaker struct {
+	ConsecutiveErrors  int     `json:"consecutive_errors"` // of one target
+	ErrorRate          float64 `json:"error_rate"`         // percent of a target's requests within Window
+	MinRequests        int     `json:"min_requests"`       // before ErrorRate is looked at
+	Window             float64 `json:"window"`             // seconds
+	HTTPStatuses       []int   `json:"http_statuses"`      // that are errors, as no answer at all always is
+	BaseEjectionTime   float64 `json:"base_ejection_time"` // seconds; doubled each time a target fails again
+	MaxEjectionTime    float64 `json:"max_ejection_time"`  // seconds
+	MaxEjectionPercent float64 `json:"max_ejection_percent"`
+	HalfOpenRequests   int     `json:"half_open_requests"`      // at once to a target on trial
+	HalfOpenSuccesses  int     `json:"half_open_successes"`     // that end the trial
+	MaxRequests        int     `json:"max_requests"`            // under way, of the upstream
+	MaxTargetRequests  int     `json:"max_target_requests"`     // under way, of each address of a target
+	MaxPending         int     `json:"max_pending_connections"` // being made, of the upstream
 }
 
 // Healthchecks says how the health of an upstream's targets is found. Counters of 0 are not looked at.
@@ -86,7 +108,7 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		{Name: "name", Type: schema.String, Required: true, Unique: true, Check: checkUpstreamName},
 		schema.UpdatedAt(),
 		{Name: "algorithm", Type: schema.String, Default: "round-robin",
-			OneOf: []any{"consistent-hashing", "least-connections", "round-robin", "latency"}},
+			OneOf: []any{"consistent-hashing", "least-connections", "round-robin", "latency", "sticky-sessions"}},
 		{Name: "hash_on", Type: schema.String, Default: "none", OneOf: hashSources("")},
 		{Name: "hash_fallback", Type: schema.String, Default: "none", OneOf: hashSources("")},
 		schema.HeaderName("hash_on_header"),
@@ -132,6 +154,9 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		schema.HostWithPort("host_header"),
 		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict},
 		{Name: "use_srv_name", Type: schema.Boolean, Default: false},
+		schema.CookieName("sticky_sessions_cookie"),
+		withDefault(schema.Path("sticky_sessions_cookie_path"), "/"),
+		circuitBreaker(),
 	},
 	// Order counts: what algorithm makes of hash_on is what hash_on is then asked about (Kong).
 	Shorthands: []schema.Shorthand{
@@ -155,8 +180,32 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		hashNeeds("hash_on", "uri_capture", "hash_on_uri_capture"),
 		hashNeeds("hash_fallback", "uri_capture", "hash_fallback_uri_capture"),
 		schema.Distinct{"hash_on_uri_capture", "hash_fallback_uri_capture"},
+		schema.Conditional{IfField: "algorithm", IfMatch: schema.Field{Equal: "sticky-sessions"},
+			ThenField: "sticky_sessions_cookie", ThenMatch: schema.Field{Required: true}},
 	},
 }}
+
+// circuitBreaker is a field of Concord's own. It is null unless it is set.
+func circuitBreaker() schema.Field {
+	whole := func(name string, def int, from float64) schema.Field {
+		return schema.Field{Name: name, Type: schema.Integer, Default: def, Between: &[2]float64{from, 1 << 30}}
+	}
+	percent := func(name string, def int) schema.Field {
+		return schema.Field{Name: name, Type: schema.Number, Default: def, Between: &[2]float64{0, 100}}
+	}
+	positive := func(name string, def int) schema.Field {
+		return schema.Field{Name: name, Type: schema.Number, Default: def, GT: new(float64), Between: &[2]float64{0, 65535}}
+	}
+	return schema.Field{Name: "circuit_breaker", Type: schema.RecordT, Nullable: true,
+		Description: "Takes targets out for a while whose requests fail, and bounds what the upstream is asked to do at once. null: off.",
+		Fields: []schema.Field{
+			whole("consecutive_errors", 5, 0), percent("error_rate", 0), whole("min_requests", 20, 1), positive("window", 10),
+			statuses(500, 502, 503, 504),
+			positive("base_ejection_time", 30), positive("max_ejection_time", 300), percent("max_ejection_percent", 50),
+			whole("half_open_requests", 1, 1), whole("half_open_successes", 1, 1),
+			whole("max_requests", 0, 0), whole("max_target_requests", 0, 0), whole("max_pending_connections", 0, 0),
+		}}
+}
 
 // hashSources lists what a hash may be made of, in the order of Kong's messages, without one.
 func hashSources(without string) []any {
@@ -200,7 +249,7 @@ func fallbacks(hashOn string, allowed ...any) schema.Check {
 }
 
 func algorithmWithoutHash(v any, _ schema.Record) (schema.Record, schema.Errors) {
-	if v == "least-connections" || v == "latency" {
+	if v == "least-connections" || v == "latency" || v == "sticky-sessions" {
 		return schema.Record{"algorithm": v, "hash_on": nil}, nil
 	}
 	return schema.Record{"algorithm": v}, nil

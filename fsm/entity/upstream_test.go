@@ -100,12 +100,22 @@ func TestUpstreamRules(t *testing.T) {
 		{name: "bad header name", body: `{"name":"u","hash_on_header":"x y"}`,
 			message: "schema violation (hash_on_header: bad header name 'x y', allowed characters are A-Z, a-z, 0-9, '_', and '-')"},
 		{name: "unknown algorithm", body: `{"name":"u","algorithm":"x"}`,
-			message: "schema violation (algorithm: expected one of: consistent-hashing, least-connections, round-robin, latency)"},
+			message: "schema violation (algorithm: expected one of: consistent-hashing, least-connections, round-robin, latency, sticky-sessions)"},
 		{name: "hash decides the algorithm", body: `{"name":"u","algorithm":"round-robin","hash_on":"ip"}`, want: `{"algorithm":"consistent-hashing","hash_on":"ip"}`},
 		{name: "no hash decides it too", body: `{"name":"u","algorithm":"consistent-hashing","hash_on":"none"}`, want: `{"algorithm":"round-robin"}`},
 		{name: "the algorithm alone", body: `{"name":"u","algorithm":"consistent-hashing"}`, want: `{"algorithm":"consistent-hashing","hash_on":"none"}`},
 		{name: "least-connections drop the hash", body: `{"name":"u","algorithm":"least-connections","hash_on":"ip"}`, want: `{"algorithm":"least-connections","hash_on":"none"}`},
 		{name: "latency drops the hash", current: `{"name":"u","hash_on":"ip"}`, body: `{"algorithm":"latency"}`, want: `{"algorithm":"latency","hash_on":"none"}`},
+		{name: "sticky sessions drop the hash", body: `{"name":"u","algorithm":"sticky-sessions","sticky_sessions_cookie":"s","hash_on":"ip"}`,
+			want: `{"algorithm":"sticky-sessions","hash_on":"none","sticky_sessions_cookie_path":"/"}`},
+		{name: "sticky sessions without cookie", body: `{"name":"u","algorithm":"sticky-sessions"}`,
+			message: "2 schema violations (" + cond + "'algorithm'; sticky_sessions_cookie: required field missing)"},
+		{name: "circuit breaker", body: `{"name":"u","circuit_breaker":{"error_rate":50}}`, want: `{"circuit_breaker":{"consecutive_errors":5,"error_rate":50,
+			"min_requests":20,"window":10,"http_statuses":[500,502,503,504],"base_ejection_time":30,"max_ejection_time":300,"max_ejection_percent":50,
+			"half_open_requests":1,"half_open_successes":1,"max_requests":0,"max_target_requests":0,"max_pending_connections":0}}`},
+		{name: "circuit breaker off again", current: `{"name":"u","circuit_breaker":{}}`, body: `{"circuit_breaker":null}`, want: `{"circuit_breaker":null}`},
+		{name: "circuit breaker out of range", body: `{"name":"u","circuit_breaker":{"window":0,"error_rate":101}}`,
+			message: "2 schema violations (circuit_breaker.error_rate: value should be between 0 and 100; circuit_breaker.window: value must be greater than 0)"},
 		{name: "null hash", current: `{"name":"u","hash_on":"ip"}`, body: `{"hash_on":null}`, want: `{"algorithm":"consistent-hashing","hash_on":"none"}`},
 		{name: "too few slots", body: `{"name":"u","slots":9}`, message: "schema violation (slots: value should be between 10 and 65536)"},
 		{name: "one counter", current: `{"name":"u","healthchecks":{"active":{"healthy":{"interval":2.5}}}}`, body: `{"healthchecks":{"passive":{"unhealthy":{"timeouts":3}}}}`,
@@ -164,7 +174,7 @@ func TestUpstreamDefaults(t *testing.T) {
 		"updated_at":1700000000,"name":"bal.up","algorithm":"round-robin","hash_on":"none","hash_fallback":"none","hash_on_header":null,
 		"hash_fallback_header":null,"hash_on_cookie":null,"hash_on_cookie_path":"/","hash_on_query_arg":null,"hash_fallback_query_arg":null,
 		"hash_on_uri_capture":null,"hash_fallback_uri_capture":null,"slots":10000,"tags":null,"host_header":null,"client_certificate":null,
-		"use_srv_name":false,"healthchecks":`+healthchecks()+`}`)
+		"use_srv_name":false,"sticky_sessions_cookie":null,"sticky_sessions_cookie_path":"/","circuit_breaker":null,"healthchecks":`+healthchecks()+`}`)
 }
 
 func TestTargets(t *testing.T) {
@@ -202,7 +212,7 @@ func TestTargets(t *testing.T) {
 func TestBalancingStructs(t *testing.T) {
 	bodies := map[string]string{
 		"upstreams": `{"name":"u","hash_on_header":"a","hash_fallback_header":"b","hash_on_cookie":"c","hash_on_query_arg":"d","hash_fallback_query_arg":"e",
-			"hash_on_uri_capture":"f","hash_fallback_uri_capture":"g","tags":["t"],"host_header":"h:1","use_srv_name":true,
+			"hash_on_uri_capture":"f","hash_fallback_uri_capture":"g","tags":["t"],"host_header":"h:1","use_srv_name":true,"sticky_sessions_cookie":"k","circuit_breaker":{"max_requests":7},
 			"healthchecks":{"active":{"https_sni":"s","headers":{"X":["1","2"]}}}}`,
 		"targets": `{"upstream":{"id":"6b6d1a4e-5b3f-4a41-9d5c-0f4b3c2d1e0f"},"target":"a:1","weight":7,"tags":["t"]}`,
 	}

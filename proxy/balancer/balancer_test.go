@@ -32,7 +32,13 @@ func upstreamRow(t testing.TB, settings string) *entity.Upstream {
 		"unhealthy":{"interval":0,"http_statuses":[429,404,500,501,502,503,504,505],"tcp_failures":0,"timeouts":0,"http_failures":0}},
 		"passive":{"type":"http","healthy":{"http_statuses":[200,201,202],"successes":0},
 		"unhealthy":{"http_statuses":[429,500,503],"tcp_failures":0,"timeouts":0,"http_failures":0}},"threshold":0}}`
-	for _, text := range []string{defaults, settings} {
+	const breaker = `{"circuit_breaker":{"consecutive_errors":5,"min_requests":20,"window":10,"http_statuses":[500,502,503,504],
+		"base_ejection_time":30,"max_ejection_time":300,"max_ejection_percent":50,"half_open_requests":1,"half_open_successes":1}}`
+	list := []string{defaults, settings}
+	if strings.Contains(settings, `"circuit_breaker":{`) {
+		list = []string{defaults, breaker, settings}
+	}
+	for _, text := range list {
 		if err := json.Unmarshal([]byte(text), u); err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,8 @@ type config struct {
 	sources [2]source // of the value to hash
 	passive rules
 	active  rules
-	checked bool // health is looked at
+	checked bool                   // health is looked at
+	breaker *entity.CircuitBreaker // nil: none
 }
 
 // rules say what outcomes count and how often.
@@ -36,7 +37,7 @@ func (s *statuses) has(n int) bool { return s[n>>6&15]>>(n&63)&1 != 0 }
 
 func newConfig(row *entity.Upstream) *config {
 	h := &row.Healthchecks
-	c := &config{row: row, sources: [2]source{
+	c := &config{row: row, breaker: row.CircuitBreaker, sources: [2]source{
 		{row.HashOn, row.HashOnHeader, row.HashOnQueryArg, row.HashOnURICapture},
 		{row.HashFallback, row.HashFallbackHeader, row.HashFallbackQueryArg, row.HashFallbackURICapture},
 	}}

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"time"
@@ -18,13 +19,16 @@ type Dispatch struct {
 	hashed   bool
 	keepHost bool
 	sent     time.Time // latency only
-	cookie   string    // value of a new hash cookie
+	cookie   string    // value of the cookie that the client is to get; "": none
+	trial    bool      // the request is one that decides about the peer
+	counted  bool      // in the pool's active
 
-	retry func(*exchange.Exchange, error) error
+	retry   func(*exchange.Exchange, error) error
+	dialing func(bool) error
 }
 
 // Dispatch chooses a peer for x and names it in x.Upstream: Host, Port, HostHeader unless keepHost is set, and Retry, which
-// chooses another one for every further try. The error is ErrNoPeer. A pool whose names are being looked up for the first
+// chooses another one for every further try. The error is ErrNoPeer or ErrBusy. A pool whose names are being looked up for the first
 // time lets the request wait for that, at most 5 s or its connect timeout.
 //
 // Without an error, Result must follow when the response head or a final error is there, and End when the response is over.
@@ -32,12 +36,40 @@ type Dispatch struct {
 func (p *Pool) Dispatch(x *exchange.Exchange, keepHost bool) (*Dispatch, error) {
 	d := p.set.free.Get().(*Dispatch)
 	d.pool, d.keepHost = p, keepHost
+	if b := p.plan.Load().breaker; b != nil {
+		if b.MaxRequests > 0 {
+			d.counted = true
+			if p.active.Add(1) > int64(b.MaxRequests) {
+				p.rejected.Add(1)
+				d.End()
+				return nil, ErrBusy
+			}
+		}
+		if b.MaxPending > 0 {
+			x.Upstream.Dialing = d.dialing
+		}
+	}
 	if err := d.next(x); err != nil {
 		d.End()
 		return nil, err
 	}
 	x.Upstream.Retry = d.retry
 	return d, nil
+}
+
+// dial is exchange.Upstream.Dialing.
+func (d *Dispatch) dial(begins bool) error {
+	p := d.pool
+	if !begins {
+		p.pending.Add(-1)
+		return nil
+	}
+	if b := d.config.breaker; p.pending.Add(1) > int64(b.MaxPending) {
+		p.pending.Add(-1)
+		p.rejected.Add(1)
+		return ErrBusy
+	}
+	return nil
 }
 
 // next chooses a peer.
@@ -48,20 +80,23 @@ func (d *Dispatch) next(x *exchange.Exchange) error {
 	if plan.ring != nil && !d.hashed {
 		d.hash, d.hashed = d.valueHash(x), true
 	}
-	m := plan.pick(&p.turn, d.hash, d.tried)
+	m := d.choose(x, plan)
 	if m == nil && len(d.tried) > 0 {
 		// Everybody has failed; whoever failed first has had the most time to get better.
 		d.tried = d.tried[:0]
-		m = plan.pick(&p.turn, d.hash, nil)
+		m = d.choose(x, plan)
 	}
 	if m == nil {
 		if len(plan.live) == 0 && p.await(x.Upstream.ConnectTimeout) {
 			return d.next(x)
 		}
+		if plan.breaker != nil && plan.healthy && len(plan.live) > 0 {
+			p.rejected.Add(1)
+			return ErrBusy
+		}
 		return ErrNoPeer
 	}
 	d.peer = m.peer
-	m.peer.conns.Add(1)
 	if plan.row.Algorithm == "latency" {
 		d.sent = time.Now()
 	}
@@ -74,6 +109,36 @@ func (d *Dispatch) next(x *exchange.Exchange) error {
 		}
 	}
 	return nil
+}
+
+// choose picks a member and begins a request to it.
+func (d *Dispatch) choose(x *exchange.Exchange, plan *plan) *member {
+	known := ""
+	if plan.sticky != nil {
+		if known, _ = x.Request.Cookie(plan.row.StickySessionsCookie); known != "" && plan.healthy {
+			if m := plan.sticky[known]; m != nil && plan.usable(m.peer, d.tried) && d.enter(plan, m) {
+				d.cookie = ""
+				return m
+			}
+		}
+	}
+	n := len(d.tried)
+	for {
+		m := plan.pick(&d.pool.turn, d.hash, d.tried)
+		if m == nil || d.enter(plan, m) {
+			d.tried = d.tried[:n]
+			if m != nil && plan.sticky != nil {
+				d.cookie = m.peer.sticky
+			}
+			return m
+		}
+		d.tried = append(d.tried, m.peer) // others were faster
+	}
+}
+
+func (d *Dispatch) enter(plan *plan, m *member) (ok bool) {
+	ok, d.trial = m.peer.enter(plan.breaker)
+	return ok
 }
 
 // again is exchange.Upstream.Retry.
@@ -91,6 +156,9 @@ func (d *Dispatch) failed(err error) {
 	if o != nothing && !d.sent.IsZero() {
 		pe.observe(max(time.Since(d.sent).Seconds(), failureCost), d.pool.set.millis())
 	}
+	if o != nothing {
+		d.pool.judge(pe, d.config.breaker, d.trial, true)
+	}
 	d.release()
 	d.tried = append(d.tried, pe)
 	d.pool.report(pe, o, &d.config.passive)
@@ -98,8 +166,8 @@ func (d *Dispatch) failed(err error) {
 
 func (d *Dispatch) release() {
 	if d.peer != nil {
-		d.peer.conns.Add(-1)
-		d.peer = nil
+		d.peer.leave(d.trial)
+		d.peer, d.trial = nil, false
 	}
 }
 
@@ -116,6 +184,9 @@ func (d *Dispatch) Result(x *exchange.Exchange, err error) {
 	if !d.sent.IsZero() {
 		d.peer.observe(time.Since(d.sent).Seconds(), d.pool.set.millis())
 	}
+	if c := d.config.breaker; c != nil {
+		d.pool.judge(d.peer, c, d.trial, fails(c, x.Response.Status))
+	}
 	d.pool.report(d.peer, d.config.passive.status(x.Response.Status), &d.config.passive)
 	if d.cookie != "" {
 		d.setCookie(x)
@@ -125,8 +196,11 @@ func (d *Dispatch) Result(x *exchange.Exchange, err error) {
 // End frees the peer, once the response is over, and d itself.
 func (d *Dispatch) End() {
 	d.release()
+	if d.counted {
+		d.pool.active.Add(-1)
+	}
 	clear(d.tried)
-	*d = Dispatch{tried: d.tried[:0], retry: d.retry, pool: d.pool}
+	*d = Dispatch{tried: d.tried[:0], retry: d.retry, dialing: d.dialing, pool: d.pool}
 	free := &d.pool.set.free
 	d.pool = nil
 	free.Put(d)
@@ -154,13 +228,15 @@ func outcomeOf(err error) outcome {
 // setCookie adds Kong's cookie, in place of one of the same name that the upstream sets.
 func (d *Dispatch) setCookie(x *exchange.Exchange) {
 	row := d.config.row
-	prefix := row.HashOnCookie + "="
-	path := row.HashOnCookiePath
-	if path == "" {
-		path = "/"
+	name, path, rest := row.HashOnCookie, row.HashOnCookiePath, "; Same-Site=Lax; HttpOnly" // what Kong sends; browsers know "SameSite" only and take Lax for granted anyway
+	if row.Algorithm == "sticky-sessions" {
+		name, path, rest = row.StickySessionsCookie, row.StickySessionsCookiePath, "; SameSite=Lax; HttpOnly"
+		if x.Request.Scheme == "https" {
+			rest += "; Secure"
+		}
 	}
-	// "Same-Site" is what Kong sends; browsers know "SameSite" only and take Lax for granted anyway.
-	value := prefix + d.cookie + "; Path=" + path + "; Same-Site=Lax; HttpOnly"
+	prefix := name + "="
+	value := prefix + d.cookie + "; Path=" + cmp.Or(path, "/") + rest
 	fields := x.Response.Header.Fields
 	for i := range fields {
 		if f := &fields[i]; exchange.EqualFold(f.Name, "Set-Cookie") && strings.HasPrefix(f.Value, prefix) {

@@ -35,6 +35,7 @@ func TestDispatchAllocatesNothing(t *testing.T) {
 		`"algorithm":"consistent-hashing","hash_on":"query_arg","hash_on_query_arg":"q"`,
 		`"algorithm":"consistent-hashing","hash_on":"uri_capture","hash_on_uri_capture":"id"`,
 		`"algorithm":"consistent-hashing","hash_on":"consumer","hash_fallback":"ip"`,
+		`"algorithm":"round-robin","circuit_breaker":{"error_rate":50,"max_requests":9,"max_target_requests":9,"max_pending_connections":1}`,
 	} {
 		t.Run(settings, func(t *testing.T) {
 			p := newTestPool(t, `{`+settings+`,"healthchecks":{"passive":{"unhealthy":{"tcp_failures":200}}}}`, addresses(40)...)

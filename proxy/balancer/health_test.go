@@ -159,14 +159,21 @@ func TestSetHealth(t *testing.T) {
 	if got := unhealthy(); got != "10.0.0.9" {
 		t.Errorf("after an unrelated change: %q", got)
 	}
-	// Without checks there is no health, and nothing to set.
+	// Without checks nobody would ever find a target healthy again.
 	s.Update(false, change(t, `{}`, "10.0.0.9:80", "a.test:8000"))
-	var unchecked *UncheckedError
-	if err := s.SetHealth(upstreamID, "10.0.0.9:80", "", false); !errors.As(err, &unchecked) || err.Error() != "no healthchecker found for up" {
-		t.Errorf("got %v", err)
-	}
 	if n := len(s.Pool("up").plan.Load().live); n != 3 {
 		t.Errorf("%d live without checks", n)
+	}
+	// What an operator says counts all the same, and through unrelated changes.
+	if err := s.SetHealth(upstreamID, "10.0.0.9:80", "", false); err != nil {
+		t.Error(err)
+	}
+	s.Update(false, change(t, `{"slots":20000}`, "10.0.0.9:80", "a.test:8000"))
+	if n := len(s.Pool("up").plan.Load().live); n != 2 || unhealthy() != "10.0.0.9" {
+		t.Errorf("%d live, unhealthy are %s", n, unhealthy())
+	}
+	if err := s.SetHealth(upstreamID, "10.0.0.9:80", "", true); err != nil || unhealthy() != "" {
+		t.Error(err, unhealthy())
 	}
 }
 

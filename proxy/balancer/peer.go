@@ -23,7 +23,13 @@ type peer struct {
 	warm   atomic.Int64  // end of the slow start in milliseconds of the Set's clock, 0: none
 	ewma   atomic.Uint64 // latency: float32 seconds in the high half, milliseconds of the Set's clock in the low
 	counts counts
+
+	breaker breaker
+	sticky  string // value of the cookie that leads here; the pool's mu protects it until a plan has it
 }
+
+// out tells that the peer gets no requests.
+func (p *peer) out() bool { return p.down.Load() || p.breaker.ejected.Load() }
 
 // outcome is what a try or a probe says about a peer.
 type outcome uint8

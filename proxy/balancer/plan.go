@@ -14,8 +14,9 @@ type plan struct {
 	healthy bool     // enough weight is available
 	live    []member // healthy ones with weight
 	order   []uint32 // round-robin: indexes of live
-	all     []member // consistent-hashing: all with weight, whom the ring refers to
+	all     []member // all with weight, whom the ring refers to
 	ring    *ring
+	sticky  map[string]*member // sticky-sessions: live ones by the value of the cookie
 }
 
 // member is a peer as a request needs it.
@@ -51,8 +52,8 @@ func (p *plan) pick(turn *atomic.Uint64, hash uint64, tried []*peer) *member {
 	return p.byTurn(turn, tried)
 }
 
-func usable(p *peer, tried []*peer) bool {
-	return !p.down.Load() && (len(tried) == 0 || !slices.Contains(tried, p))
+func (p *plan) usable(pe *peer, tried []*peer) bool {
+	return !pe.out() && (len(tried) == 0 || !slices.Contains(tried, pe)) && (p.breaker == nil || pe.admits(p.breaker))
 }
 
 func (p *plan) byTurn(turn *atomic.Uint64, tried []*peer) *member {
@@ -63,21 +64,21 @@ func (p *plan) byTurn(turn *atomic.Uint64, tried []*peer) *member {
 	at := turn.Add(1) % n
 	for range min(n, steps) {
 		m := &p.live[p.order[at]]
-		if usable(m.peer, tried) && m.peer.takes(p.set) {
+		if p.usable(m.peer, tried) && m.peer.takes(p.set) {
 			return m
 		}
 		if at++; at == n {
 			at = 0
 		}
 	}
-	return anyOf(p.live, tried)
+	return p.anyOf(tried)
 }
 
 // anyOf is the first usable member from a random one on.
-func anyOf(list []member, tried []*peer) *member {
-	first := rand.IntN(len(list))
-	for i := range list {
-		if m := &list[(first+i)%len(list)]; usable(m.peer, tried) {
+func (p *plan) anyOf(tried []*peer) *member {
+	first := rand.IntN(len(p.live))
+	for i := range p.live {
+		if m := &p.live[(first+i)%len(p.live)]; p.usable(m.peer, tried) {
 			return m
 		}
 	}
@@ -102,7 +103,7 @@ func (p *plan) cheapest(tried []*peer, byLatency bool) *member {
 		if at++; at == len(p.live) {
 			at = 0
 		}
-		if !usable(m.peer, tried) {
+		if !p.usable(m.peer, tried) {
 			continue
 		}
 		// One more than there are, so that the heaviest comes first when nobody has anything to do (Kong).
@@ -124,7 +125,7 @@ func (p *plan) byHash(hash uint64, tried []*peer) *member {
 	points := p.ring.points
 	at := p.ring.find(hash)
 	for range points {
-		if m := &p.all[uint32(points[at])]; usable(m.peer, tried) {
+		if m := &p.all[uint32(points[at])]; p.usable(m.peer, tried) {
 			return m
 		}
 		if at--; at < 0 {

@@ -3,6 +3,8 @@ package balancer
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"net"
 	"net/netip"
@@ -23,6 +25,11 @@ type Pool struct {
 	_    [64]byte // turn is written by every request; keep what they only read out of its cache line
 	turn atomic.Uint64
 	_    [56]byte
+
+	active    atomic.Int64 // requests under way, if they are limited
+	pending   atomic.Int64 // connections being made, if they are limited
+	ejections atomic.Uint64
+	rejected  atomic.Uint64
 
 	ctx    context.Context // until the upstream is gone
 	cancel context.CancelFunc
@@ -135,15 +142,19 @@ func (p *Pool) drop(t *target) {
 func (p *Pool) rebuild(c *config) {
 	old := p.plan.Load()
 	next := &plan{config: c, set: p.set}
+	forget := old != nil && old.checked && !c.checked // nobody would ever find those healthy that are not
 	peers := map[peerKey]*peer{}
 	var all []member
 	places := map[*peer]int{}
 	for _, t := range p.sorted() {
 		for _, r := range t.records {
 			pe := p.peer(peerKey{t.host, r.addr}, peers)
-			if !c.checked {
+			if forget {
 				pe.down.Store(false)
 				pe.counts.clear()
+			}
+			if c.breaker == nil {
+				pe.breaker.close()
 			}
 			w := t.weightOf(r)
 			if w == 0 {
@@ -161,16 +172,16 @@ func (p *Pool) rebuild(c *config) {
 	total, available := 0, 0
 	for _, m := range all {
 		total += m.weight
-		if !m.peer.down.Load() {
+		if !m.peer.out() {
 			available += m.weight
 			next.live = append(next.live, m)
 		}
 	}
 	// More than the threshold must be available, not as much as it (Kong).
+	next.all = all
 	next.healthy = total > 0 && float64(available)/float64(total)*100 > c.row.Healthchecks.Threshold
 	switch c.row.Algorithm {
 	case "consistent-hashing":
-		next.all = all
 		if old != nil && old.ring != nil && old.row.Slots == c.row.Slots && slices.EqualFunc(all, old.all, samePlace) {
 			next.ring = old.ring // health does not change the ring
 		} else {
@@ -179,6 +190,9 @@ func (p *Pool) rebuild(c *config) {
 	case "latency":
 		p.introduce(next.live)
 	case "least-connections":
+	case "sticky-sessions":
+		p.nameSessions(next)
+		next.order = newOrder(next.live)
 	default:
 		next.order = newOrder(next.live)
 	}
@@ -264,6 +278,20 @@ func (p *Pool) introduce(live []member) {
 	}
 }
 
+// nameSessions gives every live peer the value of the cookie that leads to it: the same on all nodes, and nothing that tells a client about
+// addresses, for it takes the upstream's id to compute it.
+func (p *Pool) nameSessions(next *plan) {
+	next.sticky = make(map[string]*member, len(next.live))
+	for i := range next.live {
+		m := &next.live[i]
+		if m.peer.sticky == "" {
+			sum := sha256.Sum256([]byte(p.id + " " + m.peer.key.host + " " + m.peer.key.addr.String()))
+			m.peer.sticky = hex.EncodeToString(sum[:16])
+		}
+		next.sticky[m.peer.sticky] = m
+	}
+}
+
 // maxWait bounds how long a request waits for the first look-up of a name.
 const maxWait = 5 * time.Second
 
@@ -310,6 +338,9 @@ func (p *Pool) report(pe *peer, o outcome, r *rules) {
 	}
 }
 
+// byHand is the reason of a change that an operator wants, whether anybody watches health or not.
+const byHand = "set by the Admin API"
+
 // setHealth makes peers healthy or not, at once and with counters at zero.
 func (p *Pool) setHealth(healthy bool, why string, peers ...*peer) {
 	p.mu.Lock()
@@ -318,12 +349,15 @@ func (p *Pool) setHealth(healthy bool, why string, peers ...*peer) {
 	changed := false
 	for _, pe := range peers {
 		pe.counts.clear()
-		if p.peers[pe.key] != pe || !c.checked || pe.down.Load() != healthy {
+		if why == byHand && healthy {
+			changed = pe.breaker.close() || changed
+		}
+		if p.peers[pe.key] != pe || !c.checked && why != byHand || pe.down.Load() != healthy {
 			continue
 		}
 		changed = true
-		if healthy && p.set.o.SlowStart > 0 {
-			pe.warm.Store(p.set.millis() + p.set.o.SlowStart.Milliseconds())
+		if healthy {
+			p.warmUp(pe)
 		}
 		pe.down.Store(!healthy)
 		level := p.set.o.Log.Warn
@@ -334,5 +368,12 @@ func (p *Pool) setHealth(healthy bool, why string, peers ...*peer) {
 	}
 	if changed {
 		p.rebuild(c)
+	}
+}
+
+// warmUp begins the slow start of a peer.
+func (p *Pool) warmUp(pe *peer) {
+	if p.set.o.SlowStart > 0 {
+		pe.warm.Store(p.set.millis() + p.set.o.SlowStart.Milliseconds())
 	}
 }

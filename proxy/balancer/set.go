@@ -84,7 +84,7 @@ func New(o Options) *Set {
 	s.byName.Store(&map[string]*Pool{})
 	s.free.New = func() any {
 		d := &Dispatch{}
-		d.retry = d.again // bound once, so that a request allocates nothing
+		d.retry, d.dialing = d.again, d.dial // bound once, so that a request allocates nothing
 		return d
 	}
 	return s

@@ -33,18 +33,16 @@ func (s *Set) TargetHealth(upstreamID string) (map[string]map[string]any, bool) 
 		addresses := []any{}
 		for _, r := range t.records {
 			h := Off
-			if c.checked && t.weight > 0 {
+			switch out := p.down(t, r); {
+			case t.weight > 0 && out:
+				h = Unhealthy
+			case t.weight > 0 && c.watched():
 				h = Healthy
-				if p.down(t, r) {
-					h = Unhealthy
-				}
 			}
 			if health != Healthy { // one healthy address is enough
 				health = h
 			}
-			addresses = append(addresses, map[string]any{
-				"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), "health": h,
-			})
+			addresses = append(addresses, p.addressView(c, t, r, "health", h))
 		}
 		data := p.targetView(t)
 		data["addresses"] = addresses
@@ -67,9 +65,7 @@ func (s *Set) PoolHealth(upstreamID string) (map[string]any, bool) {
 	for _, t := range p.sorted() {
 		addresses := []any{}
 		for _, r := range t.records {
-			addresses = append(addresses, map[string]any{
-				"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), "healthy": !p.down(t, r),
-			})
+			addresses = append(addresses, p.addressView(plan.config, t, r, "healthy", !p.down(t, r)))
 		}
 		sum, lost := p.weights(t)
 		total, unavailable = total+sum, unavailable+lost
@@ -82,13 +78,32 @@ func (s *Set) PoolHealth(upstreamID string) (map[string]any, bool) {
 		health = Healthy
 	}
 	shown := health
-	if !plan.checked {
+	if !plan.watched() {
 		shown = Off
 	}
-	return map[string]any{
-		"id": upstreamID, "health": shown, "balancer_health": health,
-		"details": map[string]any{"healthy": plan.healthy, "weight": weightView(total, unavailable), "hosts": hosts},
-	}, true
+	details := map[string]any{"healthy": plan.healthy, "weight": weightView(total, unavailable), "hosts": hosts}
+	if plan.breaker != nil {
+		s := p.breakerStats(plan)
+		details["circuit_breaker"] = map[string]any{
+			"requests": s.Requests, "pending_connections": s.Pending, "ejected": s.Ejected, "ejections": s.Ejections, "rejected": s.Rejected,
+		}
+	}
+	return map[string]any{"id": upstreamID, "health": shown, "balancer_health": health, "details": details}, true
+}
+
+// watched tells whether anybody looks how the targets are.
+func (c *config) watched() bool { return c.checked || c.breaker != nil }
+
+// addressView is one address. What the circuit breaker thinks of it is Concord's own.
+func (p *Pool) addressView(c *config, t *target, r record, key string, health any) map[string]any {
+	view := map[string]any{"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), key: health}
+	if pe := p.peers[peerKey{t.host, r.addr}]; pe != nil && c.breaker != nil {
+		view["circuit"] = pe.breaker.state()
+		if left := pe.breaker.until - p.set.millis(); pe.breaker.ejected.Load() {
+			view["ejected_for"] = float64(max(left, 0)) / 1000 // seconds
+		}
+	}
+	return view
 }
 
 func (p *Pool) targetView(t *target) map[string]any {
@@ -113,7 +128,7 @@ func (p *Pool) weights(t *target) (total, unavailable int) {
 
 func (p *Pool) down(t *target, r record) bool {
 	pe := p.peers[peerKey{t.host, r.addr}]
-	return pe != nil && pe.down.Load()
+	return pe != nil && pe.out()
 }
 
 // ErrUnknown is SetHealth's. It has a method NotFound, by which the Admin API, which does not import this package, knows to
@@ -125,13 +140,8 @@ type unknownError struct{}
 func (unknownError) Error() string  { return "no such upstream, target or address" }
 func (unknownError) NotFound() bool { return true }
 
-// UncheckedError says that nobody looks at the health of an upstream's targets; the Admin API answers 400 with the text.
-type UncheckedError struct{ Upstream string }
-
-func (e *UncheckedError) Error() string { return "no healthchecker found for " + e.Upstream }
-
 // SetHealth makes a target, or one of its addresses ("ip:port", "ip" for port 8000, "" for all of them), healthy or not until a check or
-// another call says otherwise. It holds on this node. The error is ErrUnknown or an *UncheckedError.
+// another call says otherwise, also while there are no checks (Kong). It holds on this node. The error is ErrUnknown.
 func (s *Set) SetHealth(upstreamID, targetID, address string, healthy bool) error {
 	p := s.pool(upstreamID)
 	if p == nil {
@@ -142,7 +152,7 @@ func (s *Set) SetHealth(upstreamID, targetID, address string, healthy bool) erro
 		return err
 	}
 	p.mu.Lock()
-	plan, t := p.plan.Load(), p.targets[targetID]
+	t := p.targets[targetID]
 	var peers []*peer
 	if t != nil {
 		for _, r := range t.records {
@@ -155,12 +165,10 @@ func (s *Set) SetHealth(upstreamID, targetID, address string, healthy bool) erro
 	switch {
 	case t == nil:
 		return ErrUnknown
-	case !plan.checked:
-		return &UncheckedError{plan.row.Name}
 	case len(peers) == 0 && address != "":
 		return ErrUnknown
 	}
-	p.setHealth(healthy, "set by the Admin API", peers...)
+	p.setHealth(healthy, byHand, peers...)
 	return nil
 }
 

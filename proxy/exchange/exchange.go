@@ -103,6 +103,9 @@ type Upstream struct {
 	// Retry, if set, is called before every further try with what went wrong, so that a balancer can name another peer
 	// in Host, Port and HostHeader. An error ends the tries. nil: the same address, or the next one of the same name.
 	Retry func(x *Exchange, cause error) error
+	// Dialing, if set, is called with true before a connection is made for this exchange, and after it without an error with false when it
+	// was made or was not to be had. An error forbids the connection and ends the exchange with 503.
+	Dialing func(begins bool) error
 }
 
 // Exchange is one request and its response.

@@ -215,3 +215,13 @@ func (p *Pool) forget(c *clientConn) {
 		delete(p.places, c.key)
 	}
 }
+
+// Stats are the open connections and the exchanges on them.
+func (p *Pool) Stats() (conns, streams int) {
+	p.keep.each(func(c *conn) {
+		c.mu.Lock()
+		conns, streams = conns+1, streams+c.running
+		c.mu.Unlock()
+	})
+	return conns, streams
+}

@@ -199,7 +199,7 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 			return err
 		}
 	}
-	nc, err := t.dial(x.Upstream.ConnectTimeout, ep, at)
+	nc, err := t.dial(&x.Upstream, ep, at)
 	if err != nil {
 		return err
 	}
@@ -208,13 +208,12 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 
 // exchangeHTTP2 shares a connection with other exchanges.
 func (t *Transport) exchangeHTTP2(x *exchange.Exchange, ep *endpoint, at netip.AddrPort) *Error {
-	patience := x.Upstream.ConnectTimeout
 	config := ep.key.config // and not the endpoint's own, which is made anew when it was idle
 	if config == nil && ep.key.tls {
 		config = t.o.TLS
 	}
 	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: config, Name: ep.key.sni}, func() (net.Conn, error) {
-		nc, err := t.dial(patience, ep, at)
+		nc, err := t.dial(&x.Upstream, ep, at)
 		if err != nil {
 			return nil, err
 		}
@@ -267,16 +266,22 @@ func (t *Transport) Release(x *exchange.Exchange) {
 	}
 }
 
-func (t *Transport) dial(patience time.Duration, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
+func (t *Transport) dial(u *exchange.Upstream, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
 	if t.o.Guard != nil {
 		if err := t.o.Guard(at); err != nil {
 			return nil, &Error{Kind: Refused, Op: "dial", Addr: at, Err: err}
 		}
 	}
+	if u.Dialing != nil {
+		if err := u.Dialing(true); err != nil {
+			return nil, &Error{Kind: Refused, Op: "dial", Addr: at, Err: err}
+		}
+		defer func() { _ = u.Dialing(false) }()
+	}
 	ctx := context.Background()
-	if patience > 0 {
+	if u.ConnectTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, patience)
+		ctx, cancel = context.WithTimeout(ctx, u.ConnectTimeout)
 		defer cancel()
 	}
 	d := net.Dialer{KeepAlive: 60 * time.Second}
