@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"crypto/tls"
 	"net/http"
 	"reflect"
 
@@ -15,6 +16,8 @@ type config struct {
 	active  rules
 	checked bool                   // health is looked at
 	breaker *entity.CircuitBreaker // nil: none
+
+	certificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error) // of probes
 }
 
 // rules say what outcomes count and how often.

@@ -69,14 +69,15 @@ func newPool(s *Set, id string) *Pool {
 }
 
 // update takes over new rows and tells whether the name has changed.
-func (p *Pool) update(row *entity.Upstream, targets []*entity.Target) (renamed bool) {
+func (p *Pool) update(ch *Change) (renamed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.plan.Load()
+	old, row := p.plan.Load(), ch.Upstream
 	c := newConfig(row)
+	c.certificate = ch.ClientCertificate
 	otherSRV := old != nil && old.row.UseSRVName != row.UseSRVName
 	keep := map[string]bool{}
-	for _, t := range targets {
+	for _, t := range ch.Targets {
 		p.setTarget(t, c, otherSRV)
 		keep[t.ID] = true
 	}

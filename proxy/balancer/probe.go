@@ -92,8 +92,7 @@ func (p *Pool) probeList(down bool) (*config, []*peer) {
 	return p.plan.Load().config, list
 }
 
-// probe asks one peer. For tcp and grpc that it takes a connection is enough, for grpcs that it speaks TLS: gRPC's health
-// service is not asked.
+// probe asks one peer. For tcp it is enough that it takes a connection.
 func (p *Pool) probe(ctx context.Context, c *config, pe *peer) outcome {
 	if g := p.set.o.Guard; g != nil && g(pe.key.addr) != nil {
 		return tcpFailure
@@ -116,18 +115,24 @@ func (p *Pool) probe(ctx context.Context, c *config, pe *peer) outcome {
 	defer context.AfterFunc(ended, func() { conn.Close() })()
 	host := cmp.Or(c.row.HostHeader, inHeader(pe.key.host))
 	if a.Type == "https" || a.Type == "grpcs" {
-		tc := tls.Client(conn, &tls.Config{
-			ServerName: cmp.Or(a.HTTPSSNI, serverName(host)), RootCAs: p.set.o.Roots,
+		config := &tls.Config{
+			ServerName: cmp.Or(a.HTTPSSNI, serverName(host)), RootCAs: p.set.o.Roots, GetClientCertificate: c.certificate,
 			InsecureSkipVerify: !a.HTTPSVerifyCertificate, //nolint:gosec // https_verify_certificate of the upstream
-		})
+		}
+		if a.Type == "grpcs" {
+			config.NextProtos = []string{"h2"}
+		}
+		tc := tls.Client(conn, config)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return connectFailure(err)
 		}
 		conn = tc
 	}
 	switch a.Type {
-	case "tcp", "grpc", "grpcs":
+	case "tcp":
 		return success
+	case "grpc", "grpcs":
+		return askGRPC(ctx, conn, a, host)
 	}
 	status, err := ask(conn, a.HTTPPath, host, a.Headers)
 	if err != nil {

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"bufio"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -17,6 +18,10 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // server answers every connection with a text; "" closes it, "wait" keeps it open.
@@ -51,6 +56,33 @@ func server(t *testing.T, answer string) string {
 	return ln.Addr().String()
 }
 
+// grpcServer is a gRPC server with a health service, if there is one.
+func grpcServer(t *testing.T, checks *health.Server, o ...grpc.ServerOption) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer(o...)
+	if checks != nil {
+		healthpb.RegisterHealthServer(s, checks)
+	}
+	go func() { _ = s.Serve(ln) }()
+	t.Cleanup(s.Stop)
+	return ln.Addr().String()
+}
+
+// FuzzServing: whatever a server answers, reading it ends.
+func FuzzServing(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 0, 2, 8, 1})
+	f.Add([]byte{0, 0, 0, 0, 3, 18, 1, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if serving(b) && (len(b) < 7 || b[0] != 0) {
+			t.Errorf("%x", b)
+		}
+	})
+}
+
 func TestProbe(t *testing.T) {
 	status := func(n int) string {
 		return server(t, fmt.Sprintf("HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n", n))
@@ -71,6 +103,16 @@ func TestProbe(t *testing.T) {
 	}
 	closed := ln.Addr().String()
 	ln.Close()
+	pair := secure.TLS.Certificates[0]
+	mutual := httptest.NewUnstartedServer(h)
+	mutual.Config.ErrorLog = log.New(io.Discard, "", 0)
+	mutual.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	mutual.StartTLS()
+	defer mutual.Close()
+	checks := health.NewServer()
+	checks.SetServingStatus("good.Service", healthpb.HealthCheckResponse_SERVING)
+	checks.SetServingStatus("bad.Service", healthpb.HealthCheckResponse_NOT_SERVING)
+	up, upTLS := grpcServer(t, checks), grpcServer(t, checks, grpc.Creds(credentials.NewServerTLSFromCert(&pair)))
 	host := func(s *httptest.Server) string { return s.Listener.Addr().String() }
 
 	for _, tt := range []struct {
@@ -89,8 +131,18 @@ func TestProbe(t *testing.T) {
 		{"silent", `{"timeout":0.05}`, server(t, "wait"), timeout},
 		{"tcp", `{"type":"tcp"}`, server(t, ""), success},
 		{"tcp, refused", `{"type":"tcp"}`, closed, tcpFailure},
-		{"grpc", `{"type":"grpc"}`, server(t, ""), success},
-		{"grpcs", `{"type":"grpcs","https_sni":"example.com"}`, host(secure), success},
+		{"grpc, serving", `{"type":"grpc"}`, up, success},
+		{"grpc, a service that serves", `{"type":"grpc","http_path":"/good.Service"}`, up, success},
+		{"grpc, a service that does not", `{"type":"grpc","http_path":"/bad.Service"}`, up, httpFailure},
+		{"grpc, unknown service", `{"type":"grpc","http_path":"/no.Service"}`, up, httpFailure},
+		{"grpc without health service", `{"type":"grpc"}`, grpcServer(t, nil), success},
+		{"grpc, closed", `{"type":"grpc"}`, server(t, ""), tcpFailure},
+		{"grpc, silent", `{"type":"grpc","timeout":0.05}`, server(t, "wait"), timeout},
+		{"grpc, HTTP/1.1", `{"type":"grpc","timeout":0.3}`, host(plain), tcpFailure},
+		{"grpc, refused", `{"type":"grpc"}`, closed, tcpFailure},
+		{"grpcs", `{"type":"grpcs","https_sni":"example.com","http_path":"/good.Service"}`, upTLS, success},
+		{"grpcs, not h2", `{"type":"grpcs","https_sni":"example.com","timeout":0.3}`, host(secure), tcpFailure},
+		{"client certificate", `{"type":"https","https_sni":"example.com"}`, host(mutual), success},
 		{"grpcs without TLS", `{"type":"grpcs","timeout":0.2}`, host(plain), tcpFailure},
 		{"https", `{"type":"https","https_sni":"example.com"}`, host(secure), success},
 		{"https, wrong name", `{"type":"https","https_sni":"example.org"}`, host(secure), tcpFailure},
@@ -105,7 +157,11 @@ func TestProbe(t *testing.T) {
 				}
 				return nil
 			}})
-			s.Update(true, change(t, `{"healthchecks":{"active":`+tt.active+`}}`, tt.addr))
+			ch := change(t, `{"healthchecks":{"active":`+tt.active+`}}`, tt.addr)
+			if tt.name == "client certificate" {
+				ch[0].ClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+			}
+			s.Update(true, ch)
 			p := s.Pool("up")
 			pe := p.plan.Load().live[0].peer
 			if got := p.probe(t.Context(), p.plan.Load().config, pe); got != tt.want {

@@ -8,6 +8,7 @@ package balancer
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"log/slog"
@@ -42,6 +43,8 @@ type Change struct {
 	ID       string           // of the upstream
 	Upstream *entity.Upstream // nil: it is gone
 	Targets  []*entity.Target // all of its targets
+	// ClientCertificate is what probes over TLS show to a target that asks for one; nil: nothing.
+	ClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 }
 
 // Set holds the pools of all upstreams. It is safe for many goroutines.
@@ -114,7 +117,7 @@ func (s *Set) Update(reset bool, changes []Change) {
 				p = newPool(s, c.ID)
 				s.pools[c.ID] = p
 			}
-			renamed = p.update(c.Upstream, c.Targets) || renamed
+			renamed = p.update(&c) || renamed
 		}
 	}
 	for id, p := range gone {

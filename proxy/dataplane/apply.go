@@ -130,7 +130,7 @@ func (c *Compiler) applyUpstreams(p *pending) {
 		ch := balancer.Change{ID: key}
 		if id, err := state.ParseID(key); err == nil {
 			if row, ok := c.tables.upstreams.Get(p.view, id); ok {
-				ch.Upstream = &row.Val
+				ch.Upstream, ch.ClientCertificate = &row.Val, c.showCertificate(c.tls.pairs[refID(row.Val.ClientCertificate)])
 			}
 		}
 		for row := range c.tables.targets.Scan(p.view, "upstream", key) {

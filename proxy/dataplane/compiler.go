@@ -261,8 +261,8 @@ func (c *Compiler) compile() {
 	if p.view == nil {
 		return
 	}
-	c.applyUpstreams(&p)
 	c.applyCertificates(&p)
+	c.applyUpstreams(&p)
 	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil {
 		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
 		return

@@ -162,6 +162,9 @@ func (c *Compiler) applyCertificates(p *pending) {
 		}
 		c.report("certificate", key, nil)
 		note(&p.needs, key)
+		for up := range c.tables.upstreams.Scan(p.view, "client_certificate", key) { // their probes
+			note(&p.upstreams, up.Val.ID)
+		}
 		for sni := range c.tables.snis.Scan(p.view, "certificate", key) {
 			note(&p.snis, sni.ID)
 		}
@@ -285,14 +288,7 @@ func (c *Compiler) clientConfig(k configKey, roots []*entity.CACertificate) *tls
 		MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessions),
 		InsecureSkipVerify: !k.verify, //nolint:gosec // tls_verify is off unless the service says otherwise (Kong)
 	}
-	if own := c.clientCertificate; own != nil {
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own, nil }
-	}
-	if k.client != nil {
-		config.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return k.client.choose(r.SupportsCertificate)
-		}
-	}
+	config.GetClientCertificate = c.showCertificate(k.client)
 	if !k.verify {
 		return config
 	}
@@ -306,6 +302,18 @@ func (c *Compiler) clientConfig(k configKey, roots []*entity.CACertificate) *tls
 	}
 	config.VerifyConnection = func(s tls.ConnectionState) error { return checkDepth(s.VerifiedChains, k.depth) }
 	return config
+}
+
+// showCertificate chooses what to show to a server that asks for a certificate: of client, or if it is nil the node's own; nil when there is none.
+func (c *Compiler) showCertificate(client *pair) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	own := c.clientCertificate
+	switch {
+	case client != nil:
+		return func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) { return client.choose(r.SupportsCertificate) }
+	case own != nil:
+		return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own, nil }
+	}
+	return nil
 }
 
 // checkDepth demands a chain with at most depth certificates between that of the server and that of the CA, which is how
