@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -49,13 +50,14 @@ func slowUpstream() {
 	})))
 }
 
-// await waits for a file.
+// await waits for a file, and for a text in it if there is one more argument.
 func await() {
+	text := strings.Join(os.Args[2:], " ")
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(os.Args[1]); err == nil {
+		if b, err := os.ReadFile(os.Args[1]); err == nil && strings.Contains(string(b), text) {
 			return
 		} else if time.Now().After(deadline) {
-			fatal(err)
+			fatal(fmt.Errorf("%s with %q: %w", os.Args[1], text, cmp.Or(err, os.ErrNotExist)))
 		}
 	}
 }
