@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"concord/fsm/entity"
+	"concord/proxy/dns"
 )
 
 // Pool is the targets of one upstream. It stays the same while its configuration changes.
@@ -48,17 +49,10 @@ type target struct {
 	host    string
 	port    int
 	weight  int
-	records []record
+	records []dns.Record
 	dns     string             // what kind records are, or why there are none
 	stop    context.CancelFunc // of following a name; nil: host is an address
 	fresh   bool               // not looked up yet
-}
-
-// record is one address.
-type record struct {
-	addr   netip.AddrPort
-	weight int
-	name   string // of the server, from a SRV record
 }
 
 func newPool(s *Set, id string) *Pool {
@@ -117,8 +111,11 @@ func (p *Pool) setTarget(row *entity.Target, c *config, otherSRV bool) {
 	t.port, _ = strconv.Atoi(port)
 	if addr, err := netip.ParseAddr(host); err == nil {
 		addr = addr.Unmap()
-		t.dns = kindOf(addr)
-		t.records = []record{{addr: netip.AddrPortFrom(addr, uint16(t.port))}}
+		t.dns = "A"
+		if addr.Is6() {
+			t.dns = "AAAA"
+		}
+		t.records = []dns.Record{{Addr: netip.AddrPortFrom(addr, uint16(t.port))}}
 		return
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
@@ -149,7 +146,7 @@ func (p *Pool) rebuild(c *config) {
 	places := map[*peer]int{}
 	for _, t := range p.sorted() {
 		for _, r := range t.records {
-			pe := p.peer(peerKey{t.host, r.addr}, peers)
+			pe := p.peer(peerKey{t.host, r.Addr}, peers)
 			if forget {
 				pe.down.Store(false)
 				pe.counts.clear()
@@ -223,22 +220,22 @@ func (p *Pool) peer(key peerKey, peers map[peerKey]*peer) *peer {
 }
 
 // weightOf is the weight of one address: that of the target for each of them, unless the SRV record has its own (Kong).
-func (t *target) weightOf(r record) int {
-	if r.weight == 0 || t.weight == 0 {
+func (t *target) weightOf(r dns.Record) int {
+	if r.Weight == 0 || t.weight == 0 {
 		return t.weight
 	}
-	return r.weight
+	return r.Weight
 }
 
 func samePlace(a, b member) bool { return a.peer == b.peer && a.weight == b.weight }
 
-func newMember(c *config, t *target, r record, pe *peer, weight int) member {
-	m := member{peer: pe, weight: weight, ip: r.addr.Addr().String(), port: int(r.addr.Port())}
+func newMember(c *config, t *target, r dns.Record, pe *peer, weight int) member {
+	m := member{peer: pe, weight: weight, ip: r.Addr.Addr().String(), port: int(r.Addr.Port())}
 	host := c.row.HostHeader
 	if host == "" {
 		host = t.host
-		if c.row.UseSRVName && r.name != "" {
-			host = r.name
+		if c.row.UseSRVName && r.Name != "" {
+			host = r.Name
 		}
 	}
 	host = inHeader(host)

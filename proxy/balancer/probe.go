@@ -82,7 +82,7 @@ func (p *Pool) probeList(down bool) (*config, []*peer) {
 	seen := map[*peer]bool{}
 	for _, t := range p.sorted() {
 		for _, r := range t.records {
-			pe := p.peers[peerKey{t.host, r.addr}]
+			pe := p.peers[peerKey{t.host, r.Addr}]
 			if pe != nil && !seen[pe] && t.weight > 0 && pe.down.Load() == down {
 				seen[pe] = true
 				list = append(list, pe)

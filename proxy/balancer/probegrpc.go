@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"strings"
 
-	"golang.org/x/net/http2"
-
 	"concord/fsm/entity"
 )
 
@@ -20,16 +18,15 @@ const grpcUnimplemented = "12"
 // askGRPC asks the gRPC health service (grpc.health.v1) whether the server serves, or one of its services if http_path names it
 // ("/pkg.Service"). A server that speaks gRPC and has no health service passes: Kong asks for no more than a connection.
 func askGRPC(ctx context.Context, conn net.Conn, a *entity.ActiveChecks, host string) outcome {
-	// A transport of its own closes with the connection; it keeps nothing.
-	cc, err := (&http2.Transport{AllowHTTP: true, MaxHeaderListSize: maxProbeAnswer}).NewClientConn(conn)
-	if err != nil {
-		return connectFailure(err)
-	}
-	defer cc.Close()
-	scheme := "http"
+	scheme, protocols := "http", new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
 	if a.Type == "grpcs" {
 		scheme = "https"
+		protocols.SetHTTP2(true)
 	}
+	use := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+	t := &http.Transport{DialContext: use, DialTLSContext: use, Protocols: protocols, MaxResponseHeaderBytes: maxProbeAnswer}
+	defer t.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, scheme+"://host/grpc.health.v1.Health/Check", bytes.NewReader(healthRequest(strings.Trim(a.HTTPPath, "/"))))
 	if err != nil {
 		return httpFailure
@@ -47,7 +44,7 @@ func askGRPC(ctx context.Context, conn net.Conn, a *entity.ActiveChecks, host st
 	r.Header.Set("Content-Type", "application/grpc")
 	r.Header.Set("TE", "trailers")
 	r.Header.Set("User-Agent", "")
-	res, err := cc.RoundTrip(r)
+	res, err := t.RoundTrip(r)
 	if err != nil {
 		return connectFailure(err)
 	}

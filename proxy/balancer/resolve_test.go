@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"concord/proxy/dns"
 )
 
 // live lists the addresses in use, with their weights where they differ from 100.
@@ -28,7 +30,7 @@ func (p *Pool) live() string {
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &book{hosts: map[string]page{"a.test": {addrs: addrs("10.0.0.1"), ttl: 30 * time.Second}}}
-		s := newSet(t, Options{Resolver: r, StaleTTL: time.Minute})
+		s := newSet(t, Options{Resolver: r, DNS: dns.Policy{StaleTTL: time.Minute}})
 		s.Update(true, change(t, `{}`, "a.test:80"))
 		p := s.Pool("up")
 		after := func(d time.Duration, live string, questions int) {
@@ -75,15 +77,6 @@ func TestTTL(t *testing.T) {
 	})
 }
 
-func TestTTLBounds(t *testing.T) {
-	s := newSet(t, Options{})
-	for ttl, want := range map[time.Duration]time.Duration{0: 5 * time.Second, time.Millisecond: time.Second, time.Minute: time.Minute, 48 * time.Hour: time.Hour} {
-		if got := s.hold(ttl); got != want {
-			t.Errorf("%v holds %v", ttl, got)
-		}
-	}
-}
-
 func TestExpansion(t *testing.T) {
 	srv := func(target string, port, priority, weight uint16) *net.SRV {
 		return &net.SRV{Target: target, Port: port, Priority: priority, Weight: weight}
@@ -111,7 +104,7 @@ func TestExpansion(t *testing.T) {
 		{"IPv4 in IPv6", `{}`, "four6.test:80", "10.0.0.9:80", "A"},
 		{"nothing", `{}`, "empty.test:80", "", "the name has no address"},
 		{"unknown", `{}`, "what.test:80", "", "lookup what.test: no such host"},
-		{"a port, so no services", `{}`, "svc.test:80", "10.0.9.9:80", "A"},
+		{"services in spite of a port", `{}`, "svc.test:80", "10.0.1.1:81 30, 10.0.1.2:82 30, 10.0.1.3:82 30", "SRV"},
 		{"services", `{}`, "svc.test:8000", "10.0.1.1:81 30, 10.0.1.2:82 30, 10.0.1.3:82 30", "SRV"},
 		{"services with use_srv_name", `{"use_srv_name":true}`, "svc.test:80", "10.0.1.1:81 30, 10.0.1.2:82 30, 10.0.1.3:82 30", "SRV"},
 		{"called like a service", `{}`, "_web._tcp.test:83", "10.0.1.1:83 1", "SRV"},
@@ -168,7 +161,7 @@ func TestSRVSwitched(t *testing.T) {
 			hosts: map[string]page{"svc.test": {addrs: addrs("10.0.0.9"), ttl: time.Hour}},
 			srv:   map[string]page{"svc.test": {srv: []*net.SRV{{Target: "10.0.1.1.", Port: 81, Weight: 100}}, ttl: time.Hour}},
 		}
-		s := newSet(t, Options{Resolver: r})
+		s := newSet(t, Options{Resolver: r, DNS: dns.Policy{Order: []string{"A"}}})
 		for _, step := range []struct{ settings, live string }{
 			{`{}`, "10.0.0.9:80"}, {`{"use_srv_name":true}`, "10.0.1.1:81"}, {`{"use_srv_name":true,"slots":11}`, "10.0.1.1:81"}, {`{}`, "10.0.0.9:80"},
 		} {
@@ -255,7 +248,7 @@ func TestLookupFlood(t *testing.T) {
 			r.hosts[name] = page{addrs: addrs(fmt.Sprint("10.0.0.", i)), delay: time.Second, ttl: time.Hour}
 			targets = append(targets, name+":80")
 		}
-		s := newSet(t, Options{Resolver: r})
+		s := newSet(t, Options{Resolver: r, DNS: dns.Policy{Order: []string{"A"}}})
 		s.Update(true, change(t, `{}`, targets...))
 		for _, want := range []int{32, 64, 96, 100} {
 			synctest.Wait()

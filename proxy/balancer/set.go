@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"concord/fsm/entity"
+	"concord/proxy/dns"
 )
 
 // ErrNoPeer is Kong's answer, with status 503, when no target of an upstream can take the request.
@@ -26,9 +27,8 @@ var ErrNoPeer = errors.New("failure to get a peer from the ring-balancer")
 
 // Options of New. Zero values mean the defaults.
 type Options struct {
-	Resolver Resolver      // of names in targets; nil: a SystemResolver
-	TTL      time.Duration // how long an answer holds that does not say so itself, 5 s
-	StaleTTL time.Duration // how long an old answer is used while the resolver fails, 1 h
+	Resolver dns.Resolver // of names in targets; nil: the system's
+	DNS      dns.Policy   // how they are resolved
 	// SlowStart is how long a target that was unhealthy gets less than its share, growing from a tenth; 10 s, negative: not at all.
 	// Consistent hashing does without, for it would move keys.
 	SlowStart time.Duration
@@ -68,14 +68,9 @@ const maxLookups = 32
 // New makes an empty Set; Close ends what it started.
 func New(o Options) *Set {
 	if o.Resolver == nil {
-		o.Resolver = SystemResolver{}
+		o.Resolver = dns.System{}
 	}
-	if o.TTL == 0 {
-		o.TTL = 5 * time.Second
-	}
-	if o.StaleTTL == 0 {
-		o.StaleTTL = time.Hour
-	}
+	o.DNS = o.DNS.WithDefaults()
 	if o.SlowStart == 0 {
 		o.SlowStart = 10 * time.Second
 	}

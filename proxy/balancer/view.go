@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"concord/fsm/entity"
+	"concord/proxy/dns"
 )
 
 // The views are what Kong's Admin API shows of an upstream's health, as values that encode to its JSON.
@@ -95,9 +96,9 @@ func (s *Set) PoolHealth(upstreamID string) (map[string]any, bool) {
 func (c *config) watched() bool { return c.checked || c.breaker != nil }
 
 // addressView is one address. What the circuit breaker thinks of it is Concord's own.
-func (p *Pool) addressView(c *config, t *target, r record, key string, health any) map[string]any {
-	view := map[string]any{"ip": r.addr.Addr().String(), "port": int(r.addr.Port()), "weight": t.weightOf(r), key: health}
-	if pe := p.peers[peerKey{t.host, r.addr}]; pe != nil && c.breaker != nil {
+func (p *Pool) addressView(c *config, t *target, r dns.Record, key string, health any) map[string]any {
+	view := map[string]any{"ip": r.Addr.Addr().String(), "port": int(r.Addr.Port()), "weight": t.weightOf(r), key: health}
+	if pe := p.peers[peerKey{t.host, r.Addr}]; pe != nil && c.breaker != nil {
 		view["circuit"] = pe.breaker.state()
 		if left := pe.breaker.until - p.set.millis(); pe.breaker.ejected.Load() {
 			view["ejected_for"] = float64(max(left, 0)) / 1000 // seconds
@@ -126,8 +127,8 @@ func (p *Pool) weights(t *target) (total, unavailable int) {
 	return total, unavailable
 }
 
-func (p *Pool) down(t *target, r record) bool {
-	pe := p.peers[peerKey{t.host, r.addr}]
+func (p *Pool) down(t *target, r dns.Record) bool {
+	pe := p.peers[peerKey{t.host, r.Addr}]
 	return pe != nil && pe.out()
 }
 
@@ -156,7 +157,7 @@ func (s *Set) SetHealth(upstreamID, targetID, address string, healthy bool) erro
 	var peers []*peer
 	if t != nil {
 		for _, r := range t.records {
-			if pe := p.peers[peerKey{t.host, r.addr}]; pe != nil && (address == "" || r.addr == only) {
+			if pe := p.peers[peerKey{t.host, r.Addr}]; pe != nil && (address == "" || r.Addr == only) {
 				peers = append(peers, pe)
 			}
 		}

@@ -309,7 +309,9 @@ func (c *Compiler) showCertificate(client *pair) func(*tls.CertificateRequestInf
 	own := c.clientCertificate
 	switch {
 	case client != nil:
-		return func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) { return client.choose(r.SupportsCertificate) }
+		return func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return client.choose(r.SupportsCertificate)
+		}
 	case own != nil:
 		return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own, nil }
 	}

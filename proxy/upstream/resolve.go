@@ -2,66 +2,64 @@ package upstream
 
 import (
 	"context"
-	"errors"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"concord/proxy/dns"
 )
 
-// Resolver turns names into addresses; *net.Resolver is one.
-type Resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
-}
-
-var errNoAddress = errors.New("the name has no address")
-
-// names caches the resolver's answers. One look-up per name runs at a time; while the resolver fails, the old answer is
-// used.
+// names caches what the hosts of services stand for. One look-up per name runs at a time; while the resolver fails, the old answer is used;
+// that a name cannot be resolved is remembered too.
 type names struct {
-	r          Resolver
-	ttl, stale time.Duration
+	r      dns.Resolver
+	policy dns.Policy
+	most   int
 
 	mu sync.RWMutex
 	m  map[string]*name
 }
 
 type name struct {
-	addrs   []netip.Addr // never changed once set
-	until   time.Time    // fresh until
-	keep    time.Time    // usable until, when the resolver fails
-	pending *pending
+	places   []netip.AddrPort // in turn, weighted; never changed once set. Port 0: the service's own
+	err      error            // there are none
+	until    time.Time        // fresh until
+	keep     time.Time        // usable until, when the resolver fails
+	last     string           // kind of the last answer
+	failures int
+	pending  *pending
 }
 
 type pending struct {
-	done  chan struct{}
-	addrs []netip.Addr
-	err   error
+	done   chan struct{}
+	places []netip.AddrPort
+	err    error
 }
 
-func newNames(r Resolver, ttl, stale time.Duration) *names {
-	return &names{r: r, ttl: ttl, stale: stale, m: map[string]*name{}}
+func newNames(r dns.Resolver, policy dns.Policy, most int) *names {
+	return &names{r: r, policy: policy, most: most, m: map[string]*name{}}
 }
 
-// lookup returns the addresses of host; the caller must not change them.
-func (n *names) lookup(host string, wait time.Duration) ([]netip.Addr, error) {
+// lookup returns the places of host; the caller must not change them.
+func (n *names) lookup(host string, wait time.Duration) ([]netip.AddrPort, error) {
 	n.mu.RLock()
 	e := n.m[host]
-	if e != nil && len(e.addrs) > 0 && time.Now().Before(e.until) {
-		a := e.addrs
+	if e != nil && time.Now().Before(e.until) {
+		places, err := e.places, e.err
 		n.mu.RUnlock()
-		return a, nil
+		return places, err
 	}
 	n.mu.RUnlock()
 	return n.resolve(strings.Clone(host), wait)
 }
 
-func (n *names) resolve(host string, wait time.Duration) ([]netip.Addr, error) {
+func (n *names) resolve(host string, wait time.Duration) ([]netip.AddrPort, error) {
 	now := time.Now()
 	n.mu.Lock()
 	e := n.m[host]
 	if e == nil {
+		n.makeRoom()
 		e = &name{}
 		n.m[host] = e
 	}
@@ -72,10 +70,10 @@ func (n *names) resolve(host string, wait time.Duration) ([]netip.Addr, error) {
 		go n.ask(host, e, p)
 	}
 	// Refreshing happens in the background as long as there is an answer to go on with.
-	if len(e.addrs) > 0 && now.Before(e.keep) {
-		a := e.addrs
+	if len(e.places) > 0 && now.Before(e.keep) {
+		places := e.places
 		n.mu.Unlock()
-		return a, nil
+		return places, nil
 	}
 	n.mu.Unlock()
 	if wait <= 0 {
@@ -85,42 +83,78 @@ func (n *names) resolve(host string, wait time.Duration) ([]netip.Addr, error) {
 	defer t.Stop()
 	select {
 	case <-p.done:
-		return p.addrs, p.err
+		return p.places, p.err
 	case <-t.C:
 		return nil, context.DeadlineExceeded
 	}
 }
 
-func (n *names) ask(host string, e *name, p *pending) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	addrs, err := n.r.LookupNetIP(ctx, "ip", host)
-	if err == nil && len(addrs) == 0 {
-		err = errNoAddress
+// makeRoom forgets a name when there are too many; any will do. n.mu is held.
+func (n *names) makeRoom() {
+	if len(n.m) < n.most {
+		return
 	}
-	addrs = slices.Clone(addrs)
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	// IPv4 first, as Kong's DNS order has A before AAAA.
-	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
-	if len(addrs) > 0 && addrs[0].Is4() {
-		if i := slices.IndexFunc(addrs, netip.Addr.Is6); i > 0 {
-			addrs = addrs[:i]
+	for host, e := range n.m {
+		if e.pending == nil {
+			delete(n.m, host)
+			return
 		}
 	}
+}
+
+func (n *names) ask(host string, e *name, p *pending) {
+	n.mu.RLock()
+	last := e.last
+	n.mu.RUnlock()
+	a, err := n.policy.Lookup(context.Background(), n.r, host, 0, last, false)
 	now := time.Now()
 	n.mu.Lock()
 	e.pending = nil
-	if err == nil {
-		e.addrs, e.until, e.keep = addrs, now.Add(n.ttl), now.Add(n.ttl+n.stale)
-	} else if len(e.addrs) > 0 && now.Before(e.keep) {
-		e.until = now.Add(time.Second) // do not ask a failing resolver with every exchange
-		addrs, err = e.addrs, nil
+	switch {
+	case err == nil:
+		e.places, e.err, e.last, e.failures = inTurn(a.Records), nil, a.Kind, 0
+		e.until, e.keep = now.Add(a.TTL), now.Add(a.TTL+n.policy.StaleTTL)
+		p.places = e.places
+	case len(e.places) > 0 && now.Before(e.keep):
+		e.until = now.Add(n.policy.ErrorTTL) // do not ask a failing resolver with every exchange
+		p.places = e.places
+	default:
+		e.places, e.err, e.until = nil, err, now.Add(n.policy.Retry(err, e.failures))
+		e.keep = e.until
+		e.failures++
+		p.err = err
 	}
 	n.mu.Unlock()
-	p.addrs, p.err = addrs, err
 	close(p.done)
+}
+
+// maxTurns bounds how finely weights are followed.
+const maxTurns = 64
+
+// inTurn lists the places as often as their weights say, evenly spread.
+func inTurn(records []dns.Record) []netip.AddrPort {
+	total := 0
+	for _, r := range records {
+		total += r.Weight
+	}
+	turns := len(records)
+	if total > 0 {
+		turns = max(turns, min(total, maxTurns))
+	}
+	places := make([]netip.AddrPort, 0, turns)
+	due := make([]int, len(records))
+	for range turns {
+		best := 0
+		for i := range records {
+			due[i] += max(1, records[i].Weight)
+			if due[i] > due[best] {
+				best = i
+			}
+		}
+		due[best] -= max(total, len(records))
+		places = append(places, records[best].Addr)
+	}
+	return places
 }
 
 // sweep forgets names that can no longer be used.

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"concord/proxy/dns"
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
 	"concord/proxy/h2"
@@ -25,9 +26,9 @@ type Options struct {
 	MaxIdle     int           // connections kept per address, 512
 	IdleTimeout time.Duration // how long one is kept unused, 60 s
 	MaxRequests int           // exchanges per connection, 10,000
-	Resolver    Resolver      // nil: the system's
-	ResolveTTL  time.Duration // how long an answer of the resolver is used, 5 s
-	StaleTTL    time.Duration // how long an old answer is used while the resolver fails, 1 h
+	Resolver    dns.Resolver  // nil: the system's
+	DNS         dns.Policy    // how names are resolved
+	MaxNames    int           // how many are remembered, 10,000
 	// Guard is asked before every dial. An error refuses the address: the node's own admin and cluster ports, say.
 	Guard  func(netip.AddrPort) error
 	TLS    *tls.Config // base of the client configuration; nil: no verification, as Kong without tls_verify
@@ -61,13 +62,11 @@ func New(o Options) *Transport {
 		o.MaxRequests = 10000
 	}
 	if o.Resolver == nil {
-		o.Resolver = net.DefaultResolver
+		o.Resolver = dns.System{}
 	}
-	if o.ResolveTTL == 0 {
-		o.ResolveTTL = 5 * time.Second
-	}
-	if o.StaleTTL == 0 {
-		o.StaleTTL = time.Hour
+	o.DNS = o.DNS.WithDefaults()
+	if o.MaxNames == 0 {
+		o.MaxNames = 10000
 	}
 	if o.TLS == nil {
 		o.TLS = &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1024)} //nolint:gosec // Kong's default: tls_verify off
@@ -77,7 +76,7 @@ func New(o Options) *Transport {
 	}
 	t := &Transport{
 		o: o, stop: make(chan struct{}), endpoints: map[endpointKey]*endpoint{},
-		names: newNames(o.Resolver, o.ResolveTTL, o.StaleTTL), h2: h2.NewPool(h2.PoolOptions{IdleTimeout: o.IdleTimeout, Limits: o.Limits}),
+		names: newNames(o.Resolver, o.DNS, o.MaxNames), h2: h2.NewPool(h2.PoolOptions{IdleTimeout: o.IdleTimeout, Limits: o.Limits}),
 	}
 	if t.o.Clock == nil {
 		t.o.Clock, t.ownClock = h1.NewClock(), true
@@ -168,14 +167,16 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 	ep := t.endpoint(x)
 	at := ep.literal
 	if !at.IsValid() {
-		addrs, err := t.names.lookup(ep.key.host, x.Upstream.ConnectTimeout)
+		places, err := t.names.lookup(ep.key.host, x.Upstream.ConnectTimeout)
 		if err != nil {
 			return &Error{Kind: Resolve, Op: "resolve " + ep.key.host, Err: err}
 		}
 		if try == 0 {
-			*turn = ep.first(len(addrs))
+			*turn = ep.first(len(places))
 		}
-		at = netip.AddrPortFrom(addrs[(*turn+try)%len(addrs)], uint16(ep.key.port))
+		if at = places[(*turn+try)%len(places)]; at.Port() == 0 {
+			at = netip.AddrPortFrom(at.Addr(), uint16(ep.key.port))
+		}
 	}
 	x.Peer = at
 	if x.Upstream.HTTP2 {

@@ -23,6 +23,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"concord/proxy/dns"
 	"concord/proxy/exchange"
 )
 
@@ -400,11 +401,15 @@ func TestKinds(t *testing.T) {
 // table is a resolver.
 type table map[string][]netip.Addr
 
-func (m table) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+func (m table) Addresses(_ context.Context, host string) ([]netip.Addr, time.Duration, error) {
 	if a, ok := m[host]; ok {
-		return a, nil
+		return a, 0, nil
 	}
-	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	return nil, 0, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (m table) Services(context.Context, string) ([]*net.SRV, time.Duration, error) {
+	return nil, 0, nil
 }
 
 // changing is a resolver whose answer is set from outside.
@@ -412,14 +417,19 @@ type changing struct {
 	mu    sync.Mutex
 	addrs []netip.Addr
 	err   error
+	srv   []*net.SRV
 	calls int
 }
 
-func (c *changing) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+func (c *changing) Services(context.Context, string) ([]*net.SRV, time.Duration, error) {
+	return c.srv, time.Second, nil
+}
+
+func (c *changing) Addresses(context.Context, string) ([]netip.Addr, time.Duration, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls++
-	return c.addrs, c.err
+	return c.addrs, 0, c.err
 }
 
 func (c *changing) set(err error, addrs ...netip.Addr) {
@@ -432,7 +442,7 @@ func TestNames(t *testing.T) {
 	s := newServer(t, nil, okay)
 	local, dead := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	r := &changing{}
-	tr := newTransport(t, Options{Resolver: r, ResolveTTL: 20 * time.Millisecond})
+	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: 20 * time.Millisecond, ErrorTTL: 20 * time.Millisecond}})
 	x := func() *exchange.Exchange {
 		x := request("GET", "name.example", s.port())
 		x.Upstream.Retries = 1
@@ -442,6 +452,7 @@ func TestNames(t *testing.T) {
 	if _, err := do(tr, x()); kind(err) != Resolve {
 		t.Fatal(err)
 	}
+	time.Sleep(50 * time.Millisecond) // a failure is remembered
 	// Whichever address comes first, the next try takes the other one.
 	r.set(nil, dead, local)
 	for range 4 {

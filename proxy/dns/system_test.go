@@ -1,4 +1,4 @@
-package balancer
+package dns
 
 import (
 	"encoding/binary"
@@ -104,8 +104,8 @@ func reply(t *testing.T, question []byte, datagram bool) []byte {
 	return out
 }
 
-func TestSystemResolver(t *testing.T) {
-	r := SystemResolver{Servers: []string{nameserver(t)}}
+func TestSystem(t *testing.T) {
+	r := System{Servers: []string{nameserver(t)}}
 	for _, tt := range []struct {
 		host, want string
 		ttl        time.Duration
@@ -128,14 +128,14 @@ func TestSystemResolver(t *testing.T) {
 	if err != nil || len(list) != 1 || *list[0] != (net.SRV{Target: "s.test.", Port: 3, Priority: 1, Weight: 2}) || ttl != 20*time.Second {
 		t.Errorf("got %v, %v, %v", list, ttl, err)
 	}
-	if _, _, err := r.Addresses(t.Context(), "none.test."); !notFound(err) {
+	if _, _, err := r.Addresses(t.Context(), "none.test."); !NotFound(err) {
 		t.Errorf("got %v", err)
 	}
-	if _, _, err := r.Addresses(t.Context(), "broken.test."); err == nil || notFound(err) {
+	if _, _, err := r.Addresses(t.Context(), "broken.test."); err == nil || NotFound(err) {
 		t.Errorf("got %v", err)
 	}
 	var e *net.DNSError
-	if _, _, err := (SystemResolver{Servers: []string{"127.0.0.1:1"}}).Addresses(t.Context(), "plain.test."); !errors.As(err, &e) || notFound(err) {
+	if _, _, err := (System{Servers: []string{"127.0.0.1:1"}}).Addresses(t.Context(), "plain.test."); !errors.As(err, &e) || NotFound(err) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package balancer
+package dns
 
 import (
 	"context"
@@ -13,29 +13,37 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// SystemResolver asks as the system is configured to: hosts file, search domains, name servers. Go's resolver does the work but
+// System asks as the system is configured to: hosts file, search domains, name servers. Go's resolver does the work but
 // does not tell how long an answer holds, so the answers are read along on their way.
-type SystemResolver struct {
+type System struct {
 	// Servers ("host:port") are asked in turn instead of the system's name servers.
 	Servers []string
+	// Hosts are names that are not asked for; nil: those of the system's own file.
+	Hosts *Hosts
 }
 
 // Addresses looks up A and AAAA records.
-func (r SystemResolver) Addresses(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
+func (r System) Addresses(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
+	if list := r.Hosts.addresses(host); len(list) > 0 {
+		return list, 0, nil
+	}
 	var t ttl
 	addrs, err := r.resolver(&t).LookupNetIP(ctx, "ip", host)
 	return addrs, t.value(), err
 }
 
 // Services looks up SRV records.
-func (r SystemResolver) Services(ctx context.Context, name string) ([]*net.SRV, time.Duration, error) {
+func (r System) Services(ctx context.Context, name string) ([]*net.SRV, time.Duration, error) {
+	if len(r.Hosts.addresses(name)) > 0 {
+		return nil, 0, nil
+	}
 	var t ttl
 	_, list, err := r.resolver(&t).LookupSRV(ctx, "", "", name)
 	return list, t.value(), err
 }
 
 // resolver is one for a single question, whose answers it notes in t.
-func (r SystemResolver) resolver(t *ttl) *net.Resolver {
+func (r System) resolver(t *ttl) *net.Resolver {
 	var tries atomic.Uint32
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, server string) (net.Conn, error) {
 		if n := len(r.Servers); n > 0 {
