@@ -338,7 +338,7 @@ func (d *duties) expire(ctx context.Context, _ map[string]peerStatus) error {
 	d.expired = time.Now()
 	for ctx.Err() == nil {
 		t := time.Now().UnixMilli()
-		if !d.rows.store.View().Due(t) {
+		if !d.rows.store.View().Due(t) && !d.machine.Stale(t) {
 			return nil
 		}
 		res, err := d.propose(ctx, command.Command{Level: d.machine.Level(), Actor: "cluster", Op: command.ExpireBefore{T: t, Limit: expireLimit}})

@@ -21,7 +21,7 @@ import (
 )
 
 // MaxLevel is the highest cluster level this binary understands; clusters begin at level 1.
-const MaxLevel uint32 = 1
+const MaxLevel uint32 = 2
 
 // MaxRow is the largest row in bytes.
 const MaxRow = 16 << 20
@@ -74,6 +74,7 @@ type aux struct {
 	level      uint32
 	leaderTime int64
 	recent     []remembered
+	stages     []stage // oldest first
 }
 
 // New makes an empty machine. Like state.New it panics on definitions that contradict each other.
@@ -167,12 +168,13 @@ func (m *Machine) ApplyAll(entries []Entry) []Result {
 		if e.Index <= last {
 			panic(fmt.Sprintf("fsm: log entry %d comes after entry %d was applied: the log and the state diverge", e.Index, last))
 		}
-		mark := tx.Mark()
+		mark, before := tx.Mark(), a
 		res, err := m.apply(tx, e, &a)
 		if err != nil {
 			tx.Rollback(mark)
 			res = Result{Index: e.Index, Err: err}
 			if m.fatal = fatal(e.Index, err); m.fatal != nil {
+				a = before
 				results[i].Err = m.fatal
 				continue
 			}
@@ -195,7 +197,7 @@ func fatal(index uint64, err error) error {
 	return nil
 }
 
-// apply judges and applies one entry. It changes a only if the entry is not fatal.
+// apply judges and applies one entry.
 func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 	c, err := command.Decode(e.Data)
 	if c.Level > MaxLevel { // also when the rest could not be read: this is why
@@ -211,18 +213,27 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 		}
 	}
 	now := max(a.leaderTime, c.LeaderTime)
+	a.leaderTime = now
 	res := Result{Index: e.Index}
 	switch op := c.Op.(type) {
 	case command.Txn:
-		t := txn{Machine: m, tx: tx, index: e.Index, now: now}
-		if err := t.run(op.Puts); err != nil {
-			if fatal(e.Index, err) == nil {
-				a.leaderTime = now
-			}
+		if res.Keys, err = m.transact(tx, e.Index, now, op.Puts); err != nil {
 			return Result{}, err
 		}
-		res.Keys = t.keys
+	case command.Stage:
+		if err := a.stage(op, now); err != nil {
+			return Result{}, err
+		}
+	case command.Commit:
+		puts, err := a.unstage(op)
+		if err != nil {
+			return Result{}, err
+		}
+		if res.Keys, err = m.transact(tx, e.Index, now, puts); err != nil {
+			return Result{}, err
+		}
 	case command.ExpireBefore:
+		a.dropStages(now)
 		t := txn{Machine: m, tx: tx, index: e.Index, now: now}
 		t.expire(min(op.T, now), op.Limit)
 		res.Keys = t.keys
@@ -232,11 +243,16 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 		}
 		a.level = max(a.level, op.Level)
 	}
-	a.leaderTime = now
 	if known {
 		m.recent.add(c.RequestID, res)
 	}
 	return res, nil
+}
+
+func (m *Machine) transact(tx *state.Tx, index uint64, now int64, puts []command.Put) ([]Key, error) {
+	t := txn{Machine: m, tx: tx, index: index, now: now}
+	err := t.run(puts)
+	return t.keys, err
 }
 
 // txn is the work of one entry.

@@ -321,16 +321,18 @@ func TestFatal(t *testing.T) {
 		is    func(error) bool
 		text  string
 	}{
-		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 2: needs cluster level 2, this binary understands levels up to 1: install the newer version on this node"},
-		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 2"},
+		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 3: needs cluster level 3, this binary understands levels up to 2: install the newer version on this node"},
+		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 3"},
 		{"missing key", entryOf(2, txnOf(command.Put{Table: keys, ID: id(21), Raw: mustJSON(obj{"key": foreign})})), as[*seal.MissingKeyError], `key "k2"`},
+		{"missing key in what was staged", entryOf(2, command.Command{Level: 2, Op: command.Commit{ID: [16]byte{1}, Pieces: 1}}), as[*seal.MissingKeyError], `key "k2"`},
 		{"corrupt", truncated, func(err error) bool { return errors.Is(err, command.ErrCorrupt) }, "cut short"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := world(t)
+			do(m, stageOf(1, 0, command.Put{Table: keys, ID: id(21), Raw: mustJSON(obj{"key": foreign})}))
 			before := snapshot(t, m)
-			c.entry.Index = 2
-			res := m.ApplyAll([]Entry{c.entry, entryOf(3, txnOf(drop(teams, 2)))})
+			c.entry.Index = m.Store().View().Index() + 1
+			res := m.ApplyAll([]Entry{c.entry, entryOf(c.entry.Index+1, txnOf(drop(teams, 2)))})
 			if !c.is(res[0].Err) || !as[*FatalError](res[0].Err) || !strings.Contains(res[0].Err.Error(), c.text) {
 				t.Errorf("error %v", res[0].Err)
 			}

@@ -20,7 +20,8 @@ func drawCommand(rt *rapid.T, t testing.TB) command.Command {
 	if rapid.IntRange(0, 3).Draw(rt, "known") == 0 {
 		c.RequestID = [16]byte{byte(rapid.IntRange(1, 20).Draw(rt, "request"))}
 	}
-	if rapid.IntRange(0, 9).Draw(rt, "op") == 0 {
+	op := rapid.IntRange(0, 9).Draw(rt, "op")
+	if op == 0 {
 		c.Op = command.ExpireBefore{T: rapid.Int64Range(0, 50).Draw(rt, "before"), Limit: rapid.IntRange(0, 3).Draw(rt, "limit")}
 		return c
 	}
@@ -57,6 +58,12 @@ func drawCommand(rt *rapid.T, t testing.TB) command.Command {
 		puts = append(puts, p)
 	}
 	c.Op = command.Txn{Puts: puts}
+	switch id := [16]byte{byte(rapid.IntRange(1, MaxStages+1).Draw(rt, "stage"))}; op {
+	case 1, 2, 3:
+		c.Op = command.Stage{ID: id, Seq: rapid.Uint32Range(0, 2).Draw(rt, "seq"), Puts: puts}
+	case 4:
+		c.Op = command.Commit{ID: id, Pieces: rapid.Uint32Range(0, 2).Draw(rt, "pieces")}
+	}
 	return c
 }
 

@@ -12,13 +12,15 @@ import (
 	"runtime"
 	"sync"
 
+	"concord/fsm/command"
 	"concord/fsm/state"
 )
 
-// The snapshot format, version 1. Numbers are unsigned varints unless said otherwise; DESIGN.md shows the layout.
+// The snapshot formats. Numbers are unsigned varints unless said otherwise; DESIGN.md shows the layout.
 const (
-	snapshotMagic   = "CONCORD\n"
-	snapshotVersion = 1
+	snapshotMagic = "CONCORD\n"
+	formatPlain   = 1
+	formatStaged  = 2 // as plain, then what is staged; written only when there is some, which takes level 2
 )
 
 // ErrSnapshot says that a snapshot is damaged: not all of it is as Persist wrote it.
@@ -52,7 +54,11 @@ func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
 
 	a := auxOf(v)
 	_, _ = b.WriteString(snapshotMagic)
-	put(snapshotVersion)
+	if len(a.stages) > 0 {
+		put(formatStaged)
+	} else {
+		put(formatPlain)
+	}
 	put(uint64(a.level))
 	put(v.Index())
 	put(uint64(a.leaderTime))
@@ -83,6 +89,28 @@ func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
 		for _, k := range x.keys {
 			put(uint64(k.Table))
 			bytes(k.ID[:])
+		}
+	}
+	if len(a.stages) > 0 {
+		put(uint64(len(a.stages)))
+	}
+	for _, s := range a.stages {
+		bytes(s.id[:])
+		put(uint64(s.touched))
+		put(uint64(s.next))
+		put(uint64(len(s.puts)))
+		for i := range s.puts {
+			p := &s.puts[i]
+			put(uint64(p.Table))
+			bytes(p.ID[:])
+			put(p.IfIndex)
+			put(uint64(p.Expires))
+			if p.Raw == nil {
+				put(0)
+				continue
+			}
+			put(uint64(len(p.Raw)) + 1)
+			bytes(p.Raw)
 		}
 	}
 	return b.Flush()
@@ -118,8 +146,9 @@ func (m *Machine) load(l *state.Load, b *bufio.Reader) (index uint64, a aux, err
 	if d.full(magic); d.err == nil && string(magic) != snapshotMagic {
 		return 0, aux{}, fmt.Errorf("%w: it does not begin like a snapshot", ErrSnapshot)
 	}
-	if version := d.num(); d.err == nil && version != snapshotVersion {
-		return 0, aux{}, fmt.Errorf("snapshot has format %d, this binary reads %d: install the newer version on this node", version, snapshotVersion)
+	format := d.num()
+	if d.err == nil && format != formatPlain && format != formatStaged {
+		return 0, aux{}, fmt.Errorf("snapshot has format %d, this binary reads up to %d: install the newer version on this node", format, formatStaged)
 	}
 	a.level = uint32(d.num())
 	if d.err == nil && a.level > MaxLevel {
@@ -146,6 +175,11 @@ func (m *Machine) load(l *state.Load, b *bufio.Reader) (index uint64, a aux, err
 	}
 	if a.recent, err = d.recent(); err != nil {
 		return 0, aux{}, fmt.Errorf("snapshot: request ids: %w", err)
+	}
+	if format == formatStaged {
+		if a.stages, err = d.stages(); err != nil {
+			return 0, aux{}, fmt.Errorf("snapshot: staged transactions: %w", err)
+		}
 	}
 	if _, err := b.ReadByte(); err != io.EOF {
 		return 0, aux{}, fmt.Errorf("%w: there is something behind its end", ErrSnapshot)
@@ -274,6 +308,40 @@ func (d *decoder) recent() ([]remembered, error) {
 			x.keys = append(x.keys, k)
 		}
 		list = append(list, x)
+	}
+	return list, d.err
+}
+
+func (d *decoder) stages() ([]stage, error) {
+	count := d.num()
+	if count > MaxStages {
+		d.fail(fmt.Errorf("%d of them, at most %d are kept", count, MaxStages))
+	}
+	var list []stage
+	total := 0
+	for ; count > 0 && d.err == nil; count-- {
+		var s stage
+		d.full(s.id[:])
+		s.touched, s.next = int64(d.num()), uint32(d.num())
+		for n := d.num(); n > 0 && d.err == nil; n-- {
+			p := command.Put{Table: uint16(d.num())}
+			d.full(p.ID[:])
+			p.IfIndex, p.Expires = d.num(), int64(d.num())
+			size := d.num()
+			if size > MaxRow+1 {
+				d.fail(fmt.Errorf("length %d is beyond the largest row's", size-1))
+			}
+			if size > 0 && d.err == nil {
+				p.Raw = make([]byte, size-1)
+				d.full(p.Raw)
+			}
+			if total += len(p.Raw) + putOverhead; total > MaxStagedBytes {
+				d.fail(fmt.Errorf("more than %d bytes", MaxStagedBytes))
+			}
+			s.puts = append(s.puts, p)
+		}
+		s.bytes = sizeOf(s.puts)
+		list = append(list, s)
 	}
 	return list, d.err
 }

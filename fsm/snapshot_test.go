@@ -35,7 +35,7 @@ func full(t testing.TB) *Machine {
 }
 
 func TestSnapshotRoundTrip(t *testing.T) {
-	for name, m := range map[string]*Machine{"full": full(t), "empty": machine(t)} {
+	for name, m := range map[string]*Machine{"full": full(t), "staged": staged(t), "empty": machine(t)} {
 		data := snapshot(t, m)
 		fresh := world(t) // with something to replace
 		var told []state.Changes
@@ -58,6 +58,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 			do(x, txnOf(row(t, teams, 3, obj{"name": "red"})))
 			do(x, txnOf(drop(owners, 11)))
 			do(x, command.Command{RequestID: [16]byte{8}, Op: command.Txn{Puts: []command.Put{drop(teams, 2)}}})
+			do(x, command.Command{Level: 2, Op: command.Commit{ID: [16]byte{1}, Pieces: 2}})
 			do(x, command.Command{LeaderTime: 1_800_000_000_000, Op: command.ExpireBefore{T: 1_800_000_000_000, Limit: 5}})
 		}
 		if !bytes.Equal(snapshot(t, m), snapshot(t, fresh)) {
@@ -140,8 +141,8 @@ func TestSnapshotOfAnotherNode(t *testing.T) {
 		text string
 	}{
 		{"missing key", snapshot(t, full(t)), as[*seal.MissingKeyError], `row is sealed with key "k1"`},
-		{"level", signed(snapshotMagic, "\x01", "\x02", "\x05\x00\x00\x00"), as[*LevelError], "needs cluster level 2"},
-		{"format", signed(snapshotMagic, "\x02"), nil, "has format 2, this binary reads 1"},
+		{"level", signed(snapshotMagic, "\x01", "\x03", "\x05\x00\x00\x00"), as[*LevelError], "needs cluster level 3"},
+		{"format", signed(snapshotMagic, "\x03"), nil, "has format 3, this binary reads up to 2"},
 		{"table", signed(snapshotMagic, "\x01", "\x01", "\x05\x00", "\x01\x4d\x01"), nil, "table 77, which this binary does not know"},
 	} {
 		other, err := seal.New("k2", map[string][]byte{"k2": make([]byte, seal.KeySize)})
@@ -165,28 +166,33 @@ func signed(parts ...string) []byte {
 
 // Snapshots of every format ever released are read for ever: a new format adds a directory and changes none.
 func TestSnapshotGolden(t *testing.T) {
-	path := filepath.Join("testdata", "snapshots", "v1", "full.snap")
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	for version, made := range map[string]func(testing.TB) *Machine{"v1": full, "v2": staged} {
+		path := filepath.Join("testdata", "snapshots", version, "full.snap")
+		if *update {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, snapshot(t, made(t)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, snapshot(t, full(t)), 0o644); err != nil {
+		m := machine(t)
+		if err := m.Restore(bytes.NewReader(want)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := machine(t)
-	if err := m.Restore(bytes.NewReader(want)); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(names(full(t)), names(m)); diff != "" {
-		t.Errorf("rows (-want +got):\n%s", diff)
-	}
-	if !bytes.Equal(want, snapshot(t, full(t))) {
-		t.Error("the same log writes other bytes than before: nodes of two versions would not compare equal")
+		if diff := cmp.Diff(names(made(t)), names(m)); diff != "" {
+			t.Errorf("%s: rows (-want +got):\n%s", version, diff)
+		}
+		if m.Staged() != made(t).Staged() {
+			t.Errorf("%s: %d bytes are staged", version, m.Staged())
+		}
+		if !bytes.Equal(want, snapshot(t, made(t))) {
+			t.Errorf("%s: the same log writes other bytes than before: nodes of two versions would not compare equal", version)
+		}
 	}
 }
 
@@ -205,6 +211,7 @@ func TestSnapshotHoldsNoSecret(t *testing.T) {
 
 func FuzzRestore(f *testing.F) {
 	f.Add(snapshot(f, full(f)))
+	f.Add(snapshot(f, staged(f)))
 	f.Add(signed(snapshotMagic, "\x01", "\x01", "\x05\x00", "\x01\x04\x01"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m := machine(t)

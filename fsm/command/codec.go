@@ -33,16 +33,15 @@ func Encode(c Command) []byte {
 	}
 	switch op := c.Op.(type) {
 	case Txn:
-		t := &logv1.Txn{Puts: make([]*logv1.Put, len(op.Puts))}
-		for i := range op.Puts {
-			p := &op.Puts[i]
-			t.Puts[i] = &logv1.Put{Table: uint32(p.Table), Id: p.ID[:], IfIndex: p.IfIndex, ExpiresMs: p.Expires, Raw: p.Raw}
-		}
-		m.Op = &logv1.Command_Txn{Txn: t}
+		m.Op = &logv1.Command_Txn{Txn: &logv1.Txn{Puts: encodePuts(op.Puts)}}
 	case ExpireBefore:
 		m.Op = &logv1.Command_ExpireBefore{ExpireBefore: &logv1.ExpireBefore{TimeMs: op.T, Limit: uint32(max(op.Limit, 0))}}
 	case SetLevel:
 		m.Op = &logv1.Command_SetLevel{SetLevel: &logv1.SetLevel{Level: op.Level}}
+	case Stage:
+		m.Op = &logv1.Command_Stage{Stage: &logv1.Stage{Id: op.ID[:], Seq: op.Seq, Puts: encodePuts(op.Puts)}}
+	case Commit:
+		m.Op = &logv1.Command_Commit{Commit: &logv1.Commit{Id: op.ID[:], Pieces: op.Pieces}}
 	case Noop, nil:
 		m.Op = &logv1.Command_Noop{Noop: &logv1.Noop{}}
 	default: // a pointer to an op; an entry without an op would stop every node
@@ -77,17 +76,12 @@ func Decode(data []byte) (Command, error) {
 	if err := known(&m); err != nil {
 		return c, err
 	}
+	var err error
 	switch op := m.Op.(type) {
 	case *logv1.Command_Txn:
-		t := Txn{Puts: make([]Put, len(op.Txn.GetPuts()))}
-		for i, p := range op.Txn.GetPuts() {
-			if err := known(p); err != nil {
-				return c, err
-			}
-			if len(p.Id) != 16 || p.Table > 0xffff {
-				return c, fmt.Errorf("%w: put %d has table %d and an id of %d bytes", ErrCorrupt, i, p.Table, len(p.Id))
-			}
-			t.Puts[i] = Put{Table: uint16(p.Table), ID: [16]byte(p.Id), IfIndex: p.IfIndex, Expires: p.ExpiresMs, Raw: p.Raw}
+		var t Txn
+		if t.Puts, err = decodePuts(op.Txn.GetPuts()); err != nil {
+			return c, err
 		}
 		c.Op = t
 		return c, known(op.Txn)
@@ -100,8 +94,55 @@ func Decode(data []byte) (Command, error) {
 	case *logv1.Command_Noop:
 		c.Op = Noop{}
 		return c, known(op.Noop)
+	case *logv1.Command_Stage:
+		stage := Stage{Seq: op.Stage.GetSeq()}
+		if stage.ID, err = stageID(op.Stage.GetId()); err != nil {
+			return c, err
+		}
+		if stage.Puts, err = decodePuts(op.Stage.GetPuts()); err != nil {
+			return c, err
+		}
+		c.Op = stage
+		return c, known(op.Stage)
+	case *logv1.Command_Commit:
+		commit := Commit{Pieces: op.Commit.GetPieces()}
+		if commit.ID, err = stageID(op.Commit.GetId()); err != nil {
+			return c, err
+		}
+		c.Op = commit
+		return c, known(op.Commit)
 	}
 	return c, fmt.Errorf("%w: its op", ErrUnknown)
+}
+
+func stageID(b []byte) (id [16]byte, err error) {
+	if len(b) != len(id) {
+		return id, fmt.Errorf("%w: stage id of %d bytes", ErrCorrupt, len(b))
+	}
+	return [16]byte(b), nil
+}
+
+func encodePuts(puts []Put) []*logv1.Put {
+	out := make([]*logv1.Put, len(puts))
+	for i := range puts {
+		p := &puts[i]
+		out[i] = &logv1.Put{Table: uint32(p.Table), Id: p.ID[:], IfIndex: p.IfIndex, ExpiresMs: p.Expires, Raw: p.Raw}
+	}
+	return out
+}
+
+func decodePuts(puts []*logv1.Put) ([]Put, error) {
+	out := make([]Put, len(puts))
+	for i, p := range puts {
+		if err := known(p); err != nil {
+			return nil, err
+		}
+		if len(p.Id) != 16 || p.Table > 0xffff {
+			return nil, fmt.Errorf("%w: put %d has table %d and an id of %d bytes", ErrCorrupt, i, p.Table, len(p.Id))
+		}
+		out[i] = Put{Table: uint16(p.Table), ID: [16]byte(p.Id), IfIndex: p.IfIndex, Expires: p.ExpiresMs, Raw: p.Raw}
+	}
+	return out, nil
 }
 
 // known refuses fields that protobuf would silently skip: a node that skipped them would come to another state than its peers.

@@ -27,6 +27,8 @@ func samples() map[string]Command {
 		"expire_before": {Level: 1, LeaderTime: 5, Op: ExpireBefore{T: 1_700_000_000_000, Limit: 1000}},
 		"set_level":     {Level: 1, Op: SetLevel{Level: 3}},
 		"noop":          {Op: Noop{}},
+		"stage":         {Level: 2, LeaderTime: 7, Op: Stage{ID: id, Seq: 3, Puts: []Put{{Table: 1, ID: id, Raw: []byte(`{"id":"x"}`)}, {Table: 2, ID: id}}}},
+		"commit":        {Level: 2, RequestID: [16]byte{15: 9}, Op: Commit{ID: id, Pieces: 4}},
 	}
 }
 
@@ -95,12 +97,15 @@ func TestUnknownIsNotSkipped(t *testing.T) {
 		is         error
 		level      uint32
 	}{
-		{"field of the command", "\x08\x07\x42\x00\x48\x01", ErrUnknown, 7},
+		{"field of the command", "\x08\x07\x42\x00\x68\x01", ErrUnknown, 7},
 		{"op", "\x08\x07\x72\x00", ErrUnknown, 7},
 		{"field of an op", "\x08\x07\x42\x02\x08\x01", ErrUnknown, 7},
 		{"field of a put", "\x08\x07\x2a\x16\x0a\x14\x12\x10" + strings.Repeat("i", 16) + "\x30\x01", ErrUnknown, 7},
 		{"no op", "\x08\x07", ErrUnknown, 7},
 		{"short id", "\x2a\x05\x0a\x03\x12\x01i", ErrCorrupt, 0},
+		{"short stage id", "\x4a\x03\x0a\x01i", ErrCorrupt, 0},
+		{"no stage id", "\x52\x00", ErrCorrupt, 0},
+		{"field of a commit", "\x08\x07\x52\x14\x0a\x10" + strings.Repeat("i", 16) + "\x18\x01", ErrUnknown, 7},
 		{"short request id", "\x12\x01r\x42\x00", ErrCorrupt, 0},
 		{"no protobuf", "\xff\xff", ErrCorrupt, 0},
 	} {

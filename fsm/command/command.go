@@ -12,7 +12,7 @@ type Command struct {
 	Op         Op
 }
 
-// Op is one of Txn, ExpireBefore, SetLevel, Noop.
+// Op is one of Txn, ExpireBefore, SetLevel, Noop, Stage, Commit.
 type Op interface{ isOp() }
 
 // Txn writes all its puts or none.
@@ -42,7 +42,26 @@ type SetLevel struct{ Level uint32 }
 // Noop moves the index only.
 type Noop struct{}
 
+// StageLevel is the cluster level that Stage and Commit need.
+const StageLevel uint32 = 2
+
+// Stage sets a piece of a large transaction aside, out of sight, on every node. Pieces are numbered from 0 and come in order; one that
+// is there already is ignored, so that it may be repeated.
+type Stage struct {
+	ID   [16]byte // of the transaction
+	Seq  uint32
+	Puts []Put
+}
+
+// Commit writes all puts staged under ID as one Txn would, and forgets them whatever comes of it.
+type Commit struct {
+	ID     [16]byte
+	Pieces uint32 // how many were staged; 0: forget them only
+}
+
 func (Txn) isOp()          {}
 func (ExpireBefore) isOp() {}
 func (SetLevel) isOp()     {}
 func (Noop) isOp()         {}
+func (Stage) isOp()        {}
+func (Commit) isOp()       {}

@@ -38,6 +38,8 @@ type Command struct {
 	//	*Command_ExpireBefore
 	//	*Command_SetLevel
 	//	*Command_Noop
+	//	*Command_Stage
+	//	*Command_Commit
 	Op isCommand_Op `protobuf_oneof:"op"`
 	// CRC-32C (Castagnoli) of all bytes of the message before this field, which is always the last one: neither raft nor its
 	// log store notices a flipped bit on the disk.
@@ -147,6 +149,24 @@ func (x *Command) GetNoop() *Noop {
 	return nil
 }
 
+func (x *Command) GetStage() *Stage {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Stage); ok {
+			return x.Stage
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCommit() *Commit {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetChecksum() uint32 {
 	if x != nil {
 		return x.Checksum
@@ -174,6 +194,14 @@ type Command_Noop struct {
 	Noop *Noop `protobuf:"bytes,8,opt,name=noop,proto3,oneof"`
 }
 
+type Command_Stage struct {
+	Stage *Stage `protobuf:"bytes,9,opt,name=stage,proto3,oneof"` // level 2
+}
+
+type Command_Commit struct {
+	Commit *Commit `protobuf:"bytes,10,opt,name=commit,proto3,oneof"` // level 2
+}
+
 func (*Command_Txn) isCommand_Op() {}
 
 func (*Command_ExpireBefore) isCommand_Op() {}
@@ -181,6 +209,10 @@ func (*Command_ExpireBefore) isCommand_Op() {}
 func (*Command_SetLevel) isCommand_Op() {}
 
 func (*Command_Noop) isCommand_Op() {}
+
+func (*Command_Stage) isCommand_Op() {}
+
+func (*Command_Commit) isCommand_Op() {}
 
 // Txn writes all its puts or none.
 type Txn struct {
@@ -438,11 +470,125 @@ func (*Noop) Descriptor() ([]byte, []int) {
 	return file_concord_log_v1_log_proto_rawDescGZIP(), []int{5}
 }
 
+// Stage sets a piece of a large transaction aside, out of sight. The pieces have numbers from 0; one that is there already is ignored.
+type Stage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the transaction, 16 bytes
+	Seq           uint32                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Puts          []*Put                 `protobuf:"bytes,3,rep,name=puts,proto3" json:"puts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stage) Reset() {
+	*x = Stage{}
+	mi := &file_concord_log_v1_log_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stage) ProtoMessage() {}
+
+func (x *Stage) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_log_v1_log_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stage.ProtoReflect.Descriptor instead.
+func (*Stage) Descriptor() ([]byte, []int) {
+	return file_concord_log_v1_log_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Stage) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Stage) GetSeq() uint32 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Stage) GetPuts() []*Put {
+	if x != nil {
+		return x.Puts
+	}
+	return nil
+}
+
+// Commit writes what was staged under the id, all of it or nothing, and forgets the stage in any case.
+type Commit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`          // 16 bytes
+	Pieces        uint32                 `protobuf:"varint,2,opt,name=pieces,proto3" json:"pieces,omitempty"` // that were staged; 0: only forget it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Commit) Reset() {
+	*x = Commit{}
+	mi := &file_concord_log_v1_log_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Commit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Commit) ProtoMessage() {}
+
+func (x *Commit) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_log_v1_log_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Commit.ProtoReflect.Descriptor instead.
+func (*Commit) Descriptor() ([]byte, []int) {
+	return file_concord_log_v1_log_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Commit) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Commit) GetPieces() uint32 {
+	if x != nil {
+		return x.Pieces
+	}
+	return 0
+}
+
 var File_concord_log_v1_log_proto protoreflect.FileDescriptor
 
 const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18concord/log/v1/log.proto\x12\x0econcord.log.v1\"\xef\x02\n" +
+	"\x18concord/log/v1/log.proto\x12\x0econcord.log.v1\"\xd0\x03\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12\x1d\n" +
 	"\n" +
@@ -452,7 +598,10 @@ const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\x03txn\x18\x05 \x01(\v2\x13.concord.log.v1.TxnH\x00R\x03txn\x12C\n" +
 	"\rexpire_before\x18\x06 \x01(\v2\x1c.concord.log.v1.ExpireBeforeH\x00R\fexpireBefore\x127\n" +
 	"\tset_level\x18\a \x01(\v2\x18.concord.log.v1.SetLevelH\x00R\bsetLevel\x12*\n" +
-	"\x04noop\x18\b \x01(\v2\x14.concord.log.v1.NoopH\x00R\x04noop\x12\x1a\n" +
+	"\x04noop\x18\b \x01(\v2\x14.concord.log.v1.NoopH\x00R\x04noop\x12-\n" +
+	"\x05stage\x18\t \x01(\v2\x15.concord.log.v1.StageH\x00R\x05stage\x120\n" +
+	"\x06commit\x18\n" +
+	" \x01(\v2\x16.concord.log.v1.CommitH\x00R\x06commit\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\aR\bchecksumB\x04\n" +
 	"\x02op\".\n" +
 	"\x03Txn\x12'\n" +
@@ -470,7 +619,14 @@ const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\" \n" +
 	"\bSetLevel\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\"\x06\n" +
-	"\x04NoopB$Z\"concord/proto/concord/log/v1;logv1b\x06proto3"
+	"\x04Noop\"R\n" +
+	"\x05Stage\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\rR\x03seq\x12'\n" +
+	"\x04puts\x18\x03 \x03(\v2\x13.concord.log.v1.PutR\x04puts\"0\n" +
+	"\x06Commit\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06pieces\x18\x02 \x01(\rR\x06piecesB$Z\"concord/proto/concord/log/v1;logv1b\x06proto3"
 
 var (
 	file_concord_log_v1_log_proto_rawDescOnce sync.Once
@@ -484,7 +640,7 @@ func file_concord_log_v1_log_proto_rawDescGZIP() []byte {
 	return file_concord_log_v1_log_proto_rawDescData
 }
 
-var file_concord_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_concord_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_concord_log_v1_log_proto_goTypes = []any{
 	(*Command)(nil),      // 0: concord.log.v1.Command
 	(*Txn)(nil),          // 1: concord.log.v1.Txn
@@ -492,18 +648,23 @@ var file_concord_log_v1_log_proto_goTypes = []any{
 	(*ExpireBefore)(nil), // 3: concord.log.v1.ExpireBefore
 	(*SetLevel)(nil),     // 4: concord.log.v1.SetLevel
 	(*Noop)(nil),         // 5: concord.log.v1.Noop
+	(*Stage)(nil),        // 6: concord.log.v1.Stage
+	(*Commit)(nil),       // 7: concord.log.v1.Commit
 }
 var file_concord_log_v1_log_proto_depIdxs = []int32{
 	1, // 0: concord.log.v1.Command.txn:type_name -> concord.log.v1.Txn
 	3, // 1: concord.log.v1.Command.expire_before:type_name -> concord.log.v1.ExpireBefore
 	4, // 2: concord.log.v1.Command.set_level:type_name -> concord.log.v1.SetLevel
 	5, // 3: concord.log.v1.Command.noop:type_name -> concord.log.v1.Noop
-	2, // 4: concord.log.v1.Txn.puts:type_name -> concord.log.v1.Put
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	6, // 4: concord.log.v1.Command.stage:type_name -> concord.log.v1.Stage
+	7, // 5: concord.log.v1.Command.commit:type_name -> concord.log.v1.Commit
+	2, // 6: concord.log.v1.Txn.puts:type_name -> concord.log.v1.Put
+	2, // 7: concord.log.v1.Stage.puts:type_name -> concord.log.v1.Put
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_concord_log_v1_log_proto_init() }
@@ -516,6 +677,8 @@ func file_concord_log_v1_log_proto_init() {
 		(*Command_ExpireBefore)(nil),
 		(*Command_SetLevel)(nil),
 		(*Command_Noop)(nil),
+		(*Command_Stage)(nil),
+		(*Command_Commit)(nil),
 	}
 	file_concord_log_v1_log_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
@@ -524,7 +687,7 @@ func file_concord_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_log_v1_log_proto_rawDesc), len(file_concord_log_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
