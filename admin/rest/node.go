@@ -29,9 +29,6 @@ func (a *API) nodeRoutes() {
 	refuse := func(text string) handler {
 		return func(*call) (answer, error) { return answer{}, malformed(text) }
 	}
-	dbless := refuse("this endpoint is only available when Kong is configured to not use a database")
-	a.router.add(http.MethodGet, "/config", dbless)
-	a.router.add(http.MethodPost, "/config", dbless)
 	hybrid := refuse("this endpoint is only available when Kong is configured to run as Control Plane for the cluster")
 	a.router.add(http.MethodGet, "/clustering/data-planes", hybrid)
 	a.router.add(http.MethodGet, "/clustering/status", hybrid)

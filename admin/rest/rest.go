@@ -77,6 +77,7 @@ func New(o Options) *API {
 	a.entityRoutes()
 	a.upstreamRoutes()
 	a.clusterRoutes()
+	a.configRoutes()
 	return a
 }
 
@@ -229,6 +230,7 @@ func options(h http.Header, r *http.Request, e *endpoint) answer {
 var statuses = map[service.Kind]int{
 	service.UniqueTaken: http.StatusConflict, service.NotFound: http.StatusNotFound, service.Missing: http.StatusNotFound,
 	service.Unavailable: http.StatusServiceUnavailable, service.Unknown: http.StatusServiceUnavailable,
+	service.Busy:       http.StatusTooManyRequests,
 	service.IndexAhead: http.StatusPreconditionFailed, service.Internal: http.StatusInternalServerError,
 }
 
@@ -247,6 +249,10 @@ func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer 
 	if errors.As(err, &direct) {
 		return answer{status: direct.status, body: errorBody{Message: direct.message, Hint: direct.hint}}
 	}
+	var config *configError
+	if errors.As(err, &config) {
+		return answer{status: http.StatusBadRequest, body: config}
+	}
 	var e *service.Error
 	if !errors.As(err, &e) || e.Kind == service.Internal {
 		a.o.Log.Error("admin request failed", "method", r.Method, "path", r.URL.Path, "error", err)
@@ -256,7 +262,7 @@ func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer 
 	if !ok {
 		status = http.StatusBadRequest
 	}
-	if status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "1")
 	}
 	body := errorBody{Message: e.Message, Name: e.Name, Fields: e.Fields, Options: e.Options, Hint: e.Hint}

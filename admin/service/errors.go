@@ -35,6 +35,7 @@ const (
 	IndexAhead        Kind = 103 // the wanted index lies beyond what the cluster committed
 	Unknown           Kind = 104 // the write's outcome is not known
 	Internal          Kind = 105
+	Busy              Kind = 106 // this node is busy with another one of the kind
 )
 
 var kindNames = map[Kind]string{

@@ -20,7 +20,8 @@ const attempts = 4
 // request and response travel between the node that was asked and the leader, which may be the same.
 type request struct {
 	ID       uuid.UUID `json:"id"` // the machine remembers it once the write succeeded: a repeated forward is answered from there
-	Mutation Mutation  `json:"mutation"`
+	Mutation Mutation  `json:"mutation,omitzero"`
+	Command  []byte    `json:"command,omitempty"` // instead of Mutation: a finished log entry of a bulk change
 }
 
 type response struct {
@@ -28,6 +29,7 @@ type response struct {
 	Row   json.RawMessage `json:"row,omitempty"`
 	Hint  string          `json:"hint,omitempty"`
 	Error *Error          `json:"error,omitempty"`
+	Lost  string          `json:"lost,omitempty"` // other writes got in between a bulk change: why it has to be planned anew
 }
 
 // Mutate executes m on the leader and returns once this node's machine holds the change and its data plane serves it. A
@@ -86,8 +88,14 @@ func (s *Service) handle(ctx context.Context, raw []byte) ([]byte, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return json.Marshal(response{Error: refuse(Malformed, nil, "forwarded mutation: %v", err)})
 	}
-	res, err := s.execute(ctx, r)
-	if errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrOutcomeUnknown) {
+	var res response
+	var err error
+	if r.Command != nil {
+		res, err = s.propose(ctx, r.Command)
+	} else {
+		res, err = s.execute(ctx, r)
+	}
+	if lostLeader(err) {
 		return nil, err
 	}
 	if err != nil {

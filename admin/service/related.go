@@ -10,35 +10,43 @@ import (
 
 // related checks the rules between rows of different entities that a schema, which sees one record, cannot express.
 func (s *Service) related(view *state.View, def entity.Def, rec schema.Record) schema.Errors {
-	if def.Schema.Name == "plugins" {
-		return s.pluginProtocols(view, rec)
+	if def.Schema.Name != "plugins" {
+		return nil
+	}
+	routes := s.tables["routes"]
+	return protocolsMatch(rec, func(id state.ID) ([]string, bool) {
+		row, ok := routes.Get(view, id)
+		return protocolsOf(row), ok
+	}, func(service string) (list [][]string) {
+		for row := range routes.Scan(view, "service", service, state.ID{}) {
+			list = append(list, protocolsOf(row))
+		}
+		return list
+	})
+}
+
+func protocolsOf(row state.AnyRow) []string {
+	if route, ok := row.Val.(*entity.Route); ok {
+		return route.Protocols
 	}
 	return nil
 }
 
-// pluginProtocols is Kong's rule that a plugin shares a protocol with the route it is on, or with one of the routes of
+// protocolsMatch is Kong's rule that a plugin shares a protocol with the route it is on, or with one of the routes of
 // its service; a service without routes passes.
-func (s *Service) pluginProtocols(view *state.View, rec schema.Record) schema.Errors {
-	shares := func(row state.AnyRow) bool {
-		route, ok := row.Val.(*entity.Route)
-		return !ok || slices.ContainsFunc(route.Protocols, func(p string) bool { return slices.Contains(texts(rec["protocols"]), p) })
+func protocolsMatch(rec schema.Record, route func(state.ID) ([]string, bool), through func(service string) [][]string) schema.Errors {
+	own := texts(rec["protocols"])
+	shares := func(protocols []string) bool {
+		return slices.ContainsFunc(protocols, func(p string) bool { return slices.Contains(own, p) })
 	}
-	routes := s.tables["routes"]
 	if id, err := state.ParseID(keyPart(rec["route"])); err == nil {
-		if row, ok := routes.Get(view, id); ok && !shares(row) {
+		if protocols, ok := route(id); ok && !shares(protocols) {
 			return schema.Errors{"protocols": "must match the associated route's protocols"}
 		}
 		return nil
 	}
 	if id := keyPart(rec["service"]); id != "" {
-		any := false
-		for row := range routes.Scan(view, "service", id, state.ID{}) {
-			if shares(row) {
-				return nil
-			}
-			any = true
-		}
-		if any {
+		if list := through(id); len(list) > 0 && !slices.ContainsFunc(list, shares) {
 			return schema.Errors{"protocols": "must match the protocols of at least one route pointing to this Plugin's service"}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -61,6 +62,7 @@ type Service struct {
 	store  *state.Store
 	tables map[string]state.AnyTable // of the Admin API, by plural name
 	auto   schema.Auto
+	bulk   sync.Mutex // one Apply at a time
 }
 
 // Target names an entity or a collection the way a URL does.

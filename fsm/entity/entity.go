@@ -20,6 +20,8 @@ type Def struct {
 	// Transform changes a prepared record before it is stored (basic-auth: the password becomes its digest). current is
 	// the stored record that a PATCH or PUT replaces, nil on insert. It is pure; nil: nothing to do.
 	Transform func(rec, current schema.Record) (schema.Record, error)
+	// Runtime rows are made while the gateway serves (tokens, sessions). They are not part of a configuration, which replaces none of them.
+	Runtime bool
 	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.
 	Advise func(rec schema.Record) string
 	// Members is the list field that stands for rows of another entity. nil: none.

@@ -16,7 +16,7 @@ type OAuth2AuthorizationCode struct {
 	Plugin              *Ref    `json:"plugin"` // that issued it
 }
 
-var oauth2AuthorizationCodes = Def{Table: 20, New: func() any { return new(OAuth2AuthorizationCode) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
+var oauth2AuthorizationCodes = Def{Table: 20, Runtime: true, New: func() any { return new(OAuth2AuthorizationCode) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
 	Name: "oauth2_authorization_codes",
 	TTL:  true,
 	Fields: []schema.Field{

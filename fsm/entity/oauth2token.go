@@ -16,7 +16,7 @@ type OAuth2Token struct {
 	Scope               string  `json:"scope"` // separated by spaces
 }
 
-var oauth2Tokens = Def{Table: 19, New: func() any { return new(OAuth2Token) }, Schema: &schema.Schema{
+var oauth2Tokens = Def{Table: 19, Runtime: true, New: func() any { return new(OAuth2Token) }, Schema: &schema.Schema{
 	Name:        "oauth2_tokens",
 	EndpointKey: "access_token",
 	TTL:         true,

@@ -11,7 +11,7 @@ type Session struct {
 	CreatedAt float64 `json:"created_at"`
 }
 
-var sessions = Def{Table: 21, New: func() any { return new(Session) }, Schema: &schema.Schema{
+var sessions = Def{Table: 21, Runtime: true, New: func() any { return new(Session) }, Schema: &schema.Schema{
 	Name:        "sessions",
 	EndpointKey: "session_id",
 	TTL:         true,

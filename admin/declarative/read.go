@@ -1,0 +1,197 @@
+// Package declarative is the text of a configuration: kong.yml and decK files in YAML or JSON, read into rows that name what they
+// belong to, and written from rows again; and Kong's error shapes for what is wrong in them.
+//
+// It is text and schemas only: it does not know what is stored, decides nothing about it and has no plugins. Package service compares
+// rows with the store and writes them.
+package declarative
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"concord/fsm/schema"
+)
+
+// The bounds of a document. Aliases of YAML count each time they are used, so that a few lines cannot grow without limit.
+const (
+	MaxBytes  = 64 << 20
+	MaxValues = 8 << 20
+)
+
+// Read parses a document, JSON or YAML, into plain values: nil, bool, float64, string, []any, schema.Record. Of YAML it takes anchors,
+// aliases and merge keys; dates and binary values stay text.
+func Read(text []byte) (schema.Record, error) {
+	switch {
+	case len(text) > MaxBytes:
+		return nil, fmt.Errorf("the document is larger than %d bytes", MaxBytes)
+	case !utf8.Valid(text):
+		return nil, errors.New("the document is not UTF-8")
+	}
+	trimmed := bytes.TrimLeft(text, " \t\r\n")
+	if bytes.HasPrefix(trimmed, []byte("{")) {
+		rec, err := schema.Decode(text)
+		if err == nil {
+			return rec, nil
+		}
+		if bytes.Contains(trimmed[:min(len(trimmed), 200)], []byte(`"`)) { // as good as certainly meant to be JSON
+			return nil, err
+		}
+	}
+	return readYAML(text)
+}
+
+func readYAML(text []byte) (rec schema.Record, err error) {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var doc, more yaml.Node
+	if err := dec.Decode(&doc); err != nil {
+		return nil, fmt.Errorf("invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := dec.Decode(&more); err == nil {
+		return nil, errors.New("invalid YAML: there is more than one document")
+	}
+	c := converter{left: MaxValues}
+	v, err := c.value(&doc, 0)
+	if err != nil {
+		return nil, fmt.Errorf("invalid YAML: %w", err)
+	}
+	rec, ok := v.(schema.Record)
+	if !ok {
+		return nil, errors.New("the document is not a mapping of names to lists")
+	}
+	return rec, nil
+}
+
+// converter makes plain values of YAML nodes, within bounds.
+type converter struct{ left int }
+
+func (c *converter) value(n *yaml.Node, depth int) (any, error) {
+	if c.left--; c.left < 0 {
+		return nil, fmt.Errorf("more than %d values, counting those that aliases repeat", MaxValues)
+	}
+	if depth > schema.MaxDepth {
+		return nil, fmt.Errorf("line %d: nested deeper than %d levels", n.Line, schema.MaxDepth)
+	}
+	switch n.Kind {
+	case yaml.DocumentNode:
+		if len(n.Content) != 1 {
+			return nil, nil
+		}
+		return c.value(n.Content[0], depth)
+	case yaml.AliasNode:
+		return c.value(n.Alias, depth+1) // the depth also ends an alias to what it is part of
+	case yaml.SequenceNode:
+		list := make([]any, 0, min(len(n.Content), c.left))
+		for _, e := range n.Content {
+			v, err := c.value(e, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, v)
+		}
+		return list, nil
+	case yaml.MappingNode:
+		return c.mapping(n, depth)
+	}
+	return scalar(n)
+}
+
+func (c *converter) mapping(n *yaml.Node, depth int) (any, error) {
+	rec := make(schema.Record, len(n.Content)/2)
+	var merged []any
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i]
+		if key.Kind == yaml.AliasNode {
+			key = key.Alias
+		}
+		if key.Kind != yaml.ScalarNode {
+			return nil, fmt.Errorf("line %d: a key must be text", key.Line)
+		}
+		v, err := c.value(n.Content[i+1], depth+1)
+		if err != nil {
+			return nil, err
+		}
+		if key.Tag == "!!merge" {
+			if list, ok := v.([]any); ok {
+				merged = append(merged, list...)
+			} else {
+				merged = append(merged, v)
+			}
+			continue
+		}
+		if _, twice := rec[key.Value]; twice {
+			return nil, fmt.Errorf("line %d: key %q is there twice", key.Line, key.Value)
+		}
+		rec[key.Value] = v
+	}
+	for _, m := range merged {
+		from, ok := m.(schema.Record)
+		if !ok {
+			return nil, fmt.Errorf("line %d: what << merges must be a mapping", n.Line)
+		}
+		for k, v := range from {
+			if _, own := rec[k]; !own {
+				rec[k] = v
+			}
+		}
+	}
+	return rec, nil
+}
+
+func scalar(n *yaml.Node) (any, error) {
+	switch n.ShortTag() {
+	case "!!null":
+		return nil, nil
+	case "!!bool":
+		var b bool
+		err := n.Decode(&b)
+		return b, err
+	case "!!int", "!!float":
+		var f float64
+		if err := n.Decode(&f); err != nil {
+			return nil, err
+		}
+		if math.IsInf(f, 0) || math.IsNaN(f) {
+			return nil, fmt.Errorf("line %d: %s is no number here", n.Line, n.Value)
+		}
+		return f, nil
+	}
+	return n.Value, nil
+}
+
+// number is what an encoder shows as people write it: no exponents, integers without a fraction.
+func number(f float64) any {
+	if f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+		return int64(f)
+	}
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!float", Value: strconv.FormatFloat(f, 'f', -1, 64)}
+}
+
+// plain makes a value fit for the YAML encoder.
+func plain(v any) any {
+	switch v := v.(type) {
+	case float64:
+		return number(v)
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = plain(v[i])
+		}
+		return out
+	case schema.Record:
+		out := make(schema.Record, len(v))
+		for k := range v {
+			out[k] = plain(v[k])
+		}
+		return out
+	}
+	return v
+}
+
+func position(n int) string { return strconv.Itoa(n + 1) }

@@ -1,0 +1,217 @@
+package rest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"concord/admin/declarative"
+	"concord/admin/service"
+	"concord/fsm/schema"
+)
+
+// configRoutes are the whole configuration as one document. Kong has them without a database only.
+func (a *API) configRoutes() {
+	l := declarative.NewLayout(a.o.Service.Entities())
+	a.router.add(http.MethodGet, "/config", func(c *call) (answer, error) { return a.dump(c, l) })
+	a.router.add(http.MethodPost, "/config", func(c *call) (answer, error) { return a.load(c, l) })
+}
+
+// dump writes the configuration: Kong's {"config": "<YAML>"}, or the YAML itself for those who accept it.
+func (a *API) dump(c *call, l *declarative.Layout) (answer, error) {
+	var text bytes.Buffer
+	w := l.NewWriter(&text)
+	index, err := a.o.Service.Export(c.r.Context(), splitTags(c), w.Add)
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	if strings.Contains(c.r.Header.Get("Accept"), "yaml") {
+		c.w.Header().Set("Content-Type", "application/yaml")
+		return answer{status: http.StatusOK, body: text.Bytes(), index: index}, nil
+	}
+	return answer{status: http.StatusOK, body: map[string]any{"config": text.String()}, index: index}, nil
+}
+
+// splitTags are the tags of ?select_tags=a,b.
+func splitTags(c *call) []string {
+	if text := c.query("select_tags"); text != "" {
+		return strings.Split(text, ",")
+	}
+	return nil
+}
+
+// flag is a query argument that is on when it is there and does not say no.
+func flag(c *call, name string) bool {
+	v := c.query(name)
+	return c.r.URL.Query().Has(name) && v != "0" && v != "false"
+}
+
+// load makes the configuration what the document says.
+func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
+	text, err := readConfig(c.w, c.r)
+	if err != nil {
+		return answer{}, err
+	}
+	tree, err := declarative.Read(text)
+	if err != nil {
+		return answer{}, invalidConfig(schema.Errors{"error": "failed parsing declarative configuration: " + err.Error()}, nil)
+	}
+	doc, form := l.Rows(tree)
+	b := service.Bulk{Rows: make([]service.Wanted, len(doc.Rows)), Hashed: !doc.Transform, SelectTags: append(doc.SelectTags, splitTags(c)...),
+		Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff"), Actor: c.r.RemoteAddr}
+	b.Show = !b.Diff && !b.DryRun
+	switch c.query("mode") {
+	case "", "replace", "merge":
+	default:
+		return answer{}, malformed("mode must be replace or merge")
+	}
+	for i, r := range doc.Rows {
+		b.Rows[i] = service.Wanted{Entity: r.Entity, Body: r.Body, Parent: r.Parent, Field: r.Field}
+	}
+	res, err := a.o.Service.Apply(c.r.Context(), b)
+	var wrong *service.BulkError
+	if errors.As(err, &wrong) || form != nil {
+		var rows map[int]schema.Errors
+		if wrong != nil {
+			rows = wrong.Rows
+		}
+		var flat []declarative.FlatError
+		if flag(c, "flatten_errors") {
+			flat = doc.Flat(rows)
+		}
+		return answer{}, invalidConfig(declarative.Merge(doc.Tree(rows), form), flat)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	switch {
+	case b.Diff || b.DryRun:
+		return answer{status: http.StatusOK, body: summaryOf(res, b), index: res.Index}, nil
+	case flag(c, "check_hash") && res.Created+res.Updated+res.Deleted == 0:
+		return answer{status: http.StatusNotModified, index: res.Index}, nil
+	}
+	return answer{status: http.StatusCreated, body: entityMap(b.Rows, res.Rows), index: res.Index}, nil
+}
+
+// summaryOf is the answer to ?diff and ?dry_run.
+func summaryOf(res service.BulkResult, b service.Bulk) map[string]any {
+	body := map[string]any{"dry_run": b.DryRun, "index": res.Index, "summary": map[string]any{
+		"creating": res.Created, "updating": res.Updated, "deleting": res.Deleted, "unchanged": res.Unchanged}}
+	if b.Diff {
+		changes := res.Changes
+		if changes == nil {
+			changes = []service.BulkChange{}
+		}
+		body["changes"] = changes
+	}
+	return body
+}
+
+// entityMap is Kong's answer: by entity, by id.
+func entityMap(rows []service.Wanted, texts [][]byte) []byte {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	list := map[string][]int{}
+	var order []string
+	for i, r := range rows {
+		if list[r.Entity] == nil {
+			order = append(order, r.Entity)
+		}
+		list[r.Entity] = append(list[r.Entity], i)
+	}
+	for n, entity := range order {
+		if n > 0 {
+			b.WriteByte(',')
+		}
+		b.Write(encode(entity))
+		b.WriteString(":{")
+		for k, i := range list[entity] {
+			if k > 0 {
+				b.WriteByte(',')
+			}
+			var row struct {
+				ID string `json:"id"`
+			}
+			_ = json.Unmarshal(texts[i], &row) // a row
+			b.Write(encode(row.ID))
+			b.WriteByte(':')
+			b.Write(texts[i])
+		}
+		b.WriteByte('}')
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}
+
+// configError is Kong's refusal of a document.
+type configError struct {
+	Code      int                     `json:"code"`
+	Name      string                  `json:"name"`
+	Message   string                  `json:"message"`
+	Fields    schema.Errors           `json:"fields"`
+	Flattened []declarative.FlatError `json:"flattened_errors,omitempty"`
+}
+
+func (e *configError) Error() string { return e.Message }
+
+func invalidConfig(tree schema.Errors, flat []declarative.FlatError) error {
+	return &configError{Code: 14, Name: "invalid declarative configuration", Message: declarative.Message(tree), Fields: tree, Flattened: flat}
+}
+
+// readConfig is the text of the document: the body itself, or its field "config".
+func readConfig(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, declarative.MaxBytes))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", declarative.MaxBytes), ""}
+	case err != nil:
+		return nil, malformed("the body ended early")
+	}
+	var fields []field
+	switch kind {
+	case "application/json":
+		var box struct {
+			Config *string `json:"config"`
+		}
+		if json.Unmarshal(data, &box) == nil && box.Config != nil {
+			data = []byte(*box.Config)
+		}
+	case "application/yaml", "text/yaml", "application/x-yaml":
+	case "application/x-www-form-urlencoded":
+		fields, err = parseURLEncoded(string(data))
+	case "multipart/form-data":
+		fields, err = parseMultipart(r.Header.Get("Content-Type"), data)
+	case "":
+		if len(data) > 0 {
+			return nil, &statusError{http.StatusUnsupportedMediaType, "the body has no Content-Type", "send Content-Type: application/json or application/yaml"}
+		}
+	default:
+		return nil, &statusError{http.StatusUnsupportedMediaType, fmt.Sprintf("Content-Type %q is not understood", kind),
+			"send application/json, application/yaml, or the text as field config of a form"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(kind, "form") {
+		data = nil
+		for _, f := range fields {
+			if text, ok := f.value.(string); ok && f.name == "config" {
+				data = []byte(text)
+			}
+		}
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, malformed("expected a declarative configuration")
+	}
+	return data, nil
+}

@@ -1,0 +1,242 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"concord/cluster"
+	"concord/fsm"
+	"concord/fsm/command"
+	"concord/fsm/entity"
+	"concord/fsm/schema"
+	"concord/fsm/state"
+)
+
+// pieceSize is how much of a large transaction goes into one log entry, in bytes (raft's SuggestedMaxDataSize).
+const pieceSize = 512 << 10
+
+// bulkTimeout bounds one Apply, retries included.
+const bulkTimeout = 3 * time.Minute
+
+// Wanted is one row of a configuration. References of Body are text (an id, or the alternative key) or records.
+type Wanted struct {
+	Entity string
+	Body   schema.Record
+	Parent int    // index of the row it belongs to, -1: none
+	Field  string // its field that refers to that row
+}
+
+// Bulk is a configuration to be brought about in one transaction. A parent comes before its children.
+type Bulk struct {
+	Rows []Wanted
+	// Merge leaves alone what is not in Rows; else it is deleted, except for rows that expire and runtime rows (entity.Def.Runtime).
+	Merge bool
+	// SelectTags restrict what may be deleted to the entities that have all of the tags, and are added to all Rows.
+	SelectTags []string
+	Hashed     bool // passwords and secrets are stored as they are
+	DryRun     bool // write nothing
+	Diff       bool // answer with Changes
+	Show       bool // answer with Rows
+	Actor      string
+}
+
+// BulkResult is what Apply did, or with DryRun would do.
+type BulkResult struct {
+	Index                                uint64
+	Created, Updated, Deleted, Unchanged int
+	Changes                              []BulkChange
+	Rows                                 [][]byte // the entities as JSON, in the order of Bulk.Rows
+}
+
+// BulkChange is one row that changes. Before and After hold secrets only as marks that tell whether they differ.
+type BulkChange struct {
+	Action string          `json:"action"` // create, update, delete
+	Entity string          `json:"entity"`
+	ID     string          `json:"id"`
+	Name   string          `json:"name,omitempty"`
+	Before json.RawMessage `json:"before,omitempty"`
+	After  json.RawMessage `json:"after,omitempty"`
+}
+
+// BulkError says what is wrong with which of Bulk.Rows. Nothing was stored.
+type BulkError struct{ Rows map[int]schema.Errors }
+
+func (e *BulkError) Error() string { return fmt.Sprintf("%d entities are invalid", len(e.Rows)) }
+
+// Apply makes the stored configuration what b says, all of it in one transaction or nothing. It compares on this node: each row that
+// it writes is written only if it is still as it was compared, else everything is compared anew.
+func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
+	if !s.bulk.TryLock() {
+		return BulkResult{}, &Error{Kind: Busy, Message: "Currently loading previous configuration"}
+	}
+	defer s.bulk.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, bulkTimeout)
+	defer cancel()
+	var last error
+	for range attempts {
+		index, err := s.o.Log.ReadIndex(ctx)
+		if err == nil {
+			err = s.o.Log.Wait(ctx, index)
+		}
+		if err != nil {
+			return BulkResult{}, unavailable(ctx, err)
+		}
+		p, err := s.planBulk(ctx, b)
+		if err != nil {
+			return BulkResult{}, err
+		}
+		if b.DryRun || len(p.puts) == 0 {
+			p.res.Index = p.view.Index()
+			return p.res, nil
+		}
+		r, err := s.append(ctx, p.puts, b.Actor)
+		if err != nil {
+			return BulkResult{}, unavailable(ctx, err)
+		}
+		if r.Lost == "" {
+			res, err := s.finish(ctx, r)
+			p.res.Index = res.Index
+			return p.res, err
+		}
+		last = &Error{Kind: Unavailable, Message: "nothing was stored: " + r.Lost}
+	}
+	return BulkResult{}, last
+}
+
+// append has the leader append the puts: as one entry, or in pieces that one more entry makes visible.
+func (s *Service) append(ctx context.Context, puts []command.Put, actor string) (response, error) {
+	pieces := cut(puts)
+	if len(pieces) == 1 {
+		return s.step(ctx, command.Command{Level: 1, RequestID: uuid.New(), Actor: actor, Op: command.Txn{Puts: puts}})
+	}
+	if s.o.Machine.Level() < command.StageLevel {
+		return response{Error: &Error{Kind: Unavailable, Message: "so large a change needs all nodes at the version of this one",
+			Hint: "wait until the cluster has raised its level after an upgrade, or send less at once"}}, nil
+	}
+	id := uuid.New()
+	for i, piece := range pieces {
+		r, err := s.step(ctx, command.Command{Level: command.StageLevel, Actor: actor, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
+		if err != nil || r.Error != nil || r.Lost != "" {
+			s.forget(ctx, id)
+			return r, err
+		}
+	}
+	return s.step(ctx, command.Command{Level: command.StageLevel, RequestID: uuid.New(), Actor: actor, Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
+}
+
+// forget drops a stage that will not be committed; if that fails it is dropped by its age.
+func (s *Service) forget(ctx context.Context, id uuid.UUID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = s.step(ctx, command.Command{Level: command.StageLevel, Op: command.Commit{ID: id}})
+}
+
+func cut(puts []command.Put) [][]command.Put {
+	const overhead = 48 // id, table, lengths
+	var pieces [][]command.Put
+	from, size := 0, 0
+	for i := range puts {
+		n := len(puts[i].Raw) + overhead
+		if size+n > pieceSize && i > from {
+			pieces, from, size = append(pieces, puts[from:i]), i, 0
+		}
+		size += n
+	}
+	return append(pieces, puts[from:])
+}
+
+// step has the leader append one finished command. It may be repeated on the next leader: commands with effect carry a request id, and a
+// piece that is staged already is ignored.
+func (s *Service) step(ctx context.Context, c command.Command) (response, error) {
+	req, err := json.Marshal(request{ID: c.RequestID, Command: command.Encode(c)})
+	if err != nil {
+		return response{}, err
+	}
+	raw, err := s.o.Log.Forward(ctx, req)
+	if err != nil {
+		return response{}, err
+	}
+	var r response
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return response{}, fmt.Errorf("answer of the leader: %w", err)
+	}
+	return r, nil
+}
+
+// propose runs on the leader: it appends a command that another node finished.
+func (s *Service) propose(ctx context.Context, data []byte) (response, error) {
+	c, err := command.Decode(data)
+	if err != nil {
+		return response{}, refuse(Malformed, nil, "forwarded command: %v", err)
+	}
+	if c.Level > s.o.Machine.Level() {
+		return response{}, refuse(Unavailable, nil, "the leader is not at level %d yet", c.Level)
+	}
+	res, err := s.o.Log.Propose(ctx, c)
+	switch {
+	case err != nil:
+		return response{}, err
+	case res.Err == nil:
+		return response{Index: res.Index}, nil
+	}
+	var restricted *fsm.RestrictedError
+	if errors.As(res.Err, &restricted) {
+		return response{}, referenced(restricted.Table, restricted.By).withHint(restricted.Error())
+	}
+	return response{Lost: res.Err.Error()}, nil
+}
+
+// lostLeader tells errors after which the log asks another leader.
+func lostLeader(err error) bool {
+	return errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrOutcomeUnknown)
+}
+
+// Export calls f with every row of the configuration, by entity and id, secrets in clear. With tags, only with those that have all of them.
+func (s *Service) Export(ctx context.Context, tags []string, f func(entity string, rec schema.Record) error) (uint64, error) {
+	view := s.fresh(ctx)
+	for _, table := range s.store.Tables() {
+		def := table.Def()
+		if def.Schema.Internal || def.Runtime {
+			continue
+		}
+		for row := range table.Scan(view, "", "", state.ID{}) {
+			if row.ExpiresAt != 0 || !hasTags(row, tags) {
+				continue
+			}
+			rec, err := s.record(table, row)
+			if err != nil {
+				return 0, err
+			}
+			if err := f(table.Name(), rec); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return view.Index(), nil
+}
+
+func hasTags(row state.AnyRow, tags []string) bool {
+	if len(tags) == 0 {
+		return true
+	}
+	have := tagsOf(row)
+	return !slices.ContainsFunc(tags, func(t string) bool { return !slices.Contains(have, t) })
+}
+
+// nameOf is what people call a record.
+func nameOf(def entity.Def, rec schema.Record) string {
+	for _, key := range []string{def.Schema.EndpointKey, "name", "target", "group", "custom_id", "kid"} {
+		f, _ := def.Schema.Field(key)
+		if text, ok := rec[key].(string); ok && key != "" && !f.Secret {
+			return strings.Clone(text)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,644 @@
+package service
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"concord/fsm/command"
+	"concord/fsm/entity"
+	"concord/fsm/schema"
+	"concord/fsm/state"
+)
+
+// bulkPlan is a configuration compared with one view.
+type bulkPlan struct {
+	s    *Service
+	b    Bulk
+	view *state.View // hides expired rows
+	now  time.Time
+
+	ids     []state.ID                  // of the wanted rows; zero: not known yet
+	claimed map[string]map[state.ID]int // by table: which wanted row a row becomes
+	keys    map[string]map[string]int   // by table and unique key: the wanted row that has it
+	named   map[string]map[string]int   // by table and alternative key as written, also of rows that are refused
+	alike   map[string]map[string][]state.ID
+	errs    map[int]schema.Errors
+
+	routes  map[string][]string   // protocols of the wanted routes by id
+	through map[string][][]string // and by service id
+
+	puts    []command.Put
+	changes []state.Change
+	res     BulkResult
+}
+
+func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
+	now := time.Now()
+	p := &bulkPlan{s: s, b: b, now: now, view: s.store.View().At(now.UnixMilli()), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
+		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
+	if b.Show {
+		p.res.Rows = make([][]byte, len(b.Rows))
+	}
+	of := map[string][]int{}
+	for i := range b.Rows {
+		of[b.Rows[i].Entity] = append(of[b.Rows[i].Entity], i)
+	}
+	for _, t := range s.inOrder() {
+		p.claimed[t.Name()] = map[state.ID]int{}
+		if err := p.entity(ctx, t, of[t.Name()]); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.errs) > 0 {
+		return nil, &BulkError{Rows: p.errs}
+	}
+	if err := p.deletions(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// inOrder lists the tables so that what is referred to comes before what refers.
+func (s *Service) inOrder() []state.AnyTable {
+	var list []state.AnyTable
+	done := map[string]bool{}
+	var visit func(state.AnyTable)
+	visit = func(t state.AnyTable) {
+		if done[t.Name()] {
+			return
+		}
+		done[t.Name()] = true
+		for _, f := range t.Def().Schema.ForeignFields() {
+			if to := s.tables[f.Ref]; to != nil {
+				visit(to)
+			}
+		}
+		list = append(list, t)
+	}
+	for _, t := range s.store.Tables() {
+		if s.tables[t.Name()] != nil {
+			visit(t)
+		}
+	}
+	return list
+}
+
+func (p *bulkPlan) fail(i int, errs schema.Errors) {
+	if p.ids[i].IsZero() { // so that what refers to it is judged on its own
+		p.ids[i] = state.ID(uuid.New())
+	}
+	have := p.errs[i]
+	if have == nil {
+		have = schema.Errors{}
+		p.errs[i] = have
+	}
+	for k, v := range errs {
+		old, _ := have[k].([]any)
+		if list, ok := v.([]any); ok && k == schema.EntityKey {
+			have[k] = append(old, list...)
+		} else if _, said := have[k]; !said {
+			have[k] = v
+		}
+	}
+}
+
+// entity compares the wanted rows of one table. Those with an id choose their row first, then those with a unique key, then those that
+// only equal a row.
+func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) error {
+	bodies := make(map[int]schema.Record, len(rows))
+	p.alike = map[string]map[string][]state.ID{}
+	key := t.Def().Schema.EndpointKey
+	named := make(map[string]int, len(rows))
+	p.named[t.Name()] = named
+	for _, i := range rows {
+		bodies[i] = p.body(t, i)
+		if name, _ := bodies[i][key].(string); name != "" {
+			named[name] = i
+		}
+		if text, ok := bodies[i]["id"].(string); ok {
+			if id, err := state.ParseID(text); err == nil && !id.IsZero() {
+				p.claim(t, i, id)
+			}
+		}
+	}
+	for _, i := range rows {
+		if !p.ids[i].IsZero() {
+			continue
+		}
+		if row, ok := p.byKey(t, bodies[i]); ok {
+			p.claim(t, i, row.ID)
+		} else if name, _ := bodies[i][key].(string); name != "" {
+			p.claim(t, i, p.fresh(t, bodies[i]))
+		}
+	}
+	for n, i := range rows {
+		if n%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := p.row(t, i, bodies[i]); err != nil {
+			return err
+		}
+		delete(bodies, i)
+	}
+	return p.build(ctx, t, rows)
+}
+
+// build has the data plane try the changed rows of a table; if it refuses, one by one, to tell which.
+func (p *bulkPlan) build(ctx context.Context, t state.AnyTable, rows []int) error {
+	changes := p.changes
+	p.changes = nil
+	if p.s.o.DryBuild == nil || p.s.o.DryBuild(ctx, changes) == nil {
+		return ctx.Err()
+	}
+	for _, i := range rows {
+		at := slices.IndexFunc(changes, func(c state.Change) bool { return c.ID == p.ids[i] })
+		if at < 0 {
+			continue
+		}
+		if err := p.s.o.DryBuild(ctx, changes[at:at+1]); err != nil {
+			p.fail(i, invalid(err).Fields)
+		}
+	}
+	return ctx.Err()
+}
+
+func (p *bulkPlan) claim(t state.AnyTable, i int, id state.ID) {
+	if _, twice := p.claimed[t.Name()][id]; twice {
+		p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with primary key set to '%s' already declared", t.Name(), id)))
+		p.ids[i] = state.ID(uuid.New())
+		return
+	}
+	p.claimed[t.Name()][id] = i
+	p.ids[i] = id
+}
+
+// body is the row as wanted with references by id, and with the tags that all have.
+func (p *bulkPlan) body(t state.AnyTable, i int) schema.Record {
+	w := &p.b.Rows[i]
+	body := make(schema.Record, len(w.Body)+2)
+	maps.Copy(body, w.Body)
+	sch := t.Def().Schema
+	if w.Parent >= 0 {
+		body[w.Field] = schema.Record{"id": p.ids[w.Parent].String()}
+	}
+	for _, f := range sch.ForeignFields() {
+		v, given := body[f.Name]
+		if !given || v == nil || w.Parent >= 0 && f.Name == w.Field {
+			continue
+		}
+		id, text := p.resolve(f, v)
+		if text != "" {
+			p.fail(i, schema.Errors{f.Name: text})
+			delete(body, f.Name)
+			continue
+		}
+		body[f.Name] = schema.Record{"id": id}
+	}
+	if _, ok := sch.Field("tags"); ok && len(p.b.SelectTags) > 0 {
+		tags, _ := body["tags"].([]any)
+		for _, tag := range p.b.SelectTags {
+			if !slices.Contains(tags, any(tag)) {
+				tags = append(slices.Clip(tags), tag)
+			}
+		}
+		body["tags"] = tags
+	}
+	return body
+}
+
+// resolve finds what a reference means: among the wanted rows, then among the stored ones that stay.
+func (p *bulkPlan) resolve(f schema.Field, v any) (id, text string) {
+	to := p.s.tables[f.Ref]
+	if to == nil {
+		return "", "this gateway has no " + f.Ref
+	}
+	key, value := to.Def().Schema.EndpointKey, ""
+	switch v := v.(type) {
+	case string:
+		value = v
+	case schema.Record:
+		for k, x := range v {
+			text, ok := x.(string)
+			field, known := to.Def().Schema.Field(k)
+			if !ok || !known || len(v) != 1 || k != "id" && !field.Unique {
+				return "", "expected an id or one unique field"
+			}
+			key, value = k, text
+		}
+	default:
+		return "", "expected a string"
+	}
+	if id, err := state.ParseID(value); err == nil {
+		_, wanted := p.claimed[f.Ref][id]
+		if row, found := to.Get(p.view, id); wanted || found && p.stays(to, row) {
+			return id.String(), ""
+		}
+		key = cmp.Or(key, "id")
+	}
+	if key != "id" && key != "" {
+		if i, ok := p.keys[f.Ref+"\x00"+key][value]; ok {
+			return p.ids[i].String(), ""
+		}
+		if i, ok := p.named[f.Ref][value]; ok && key == to.Def().Schema.EndpointKey {
+			return p.ids[i].String(), ""
+		}
+		if row, ok := to.By(p.view, key, value); ok && p.stays(to, row) {
+			return row.ID.String(), ""
+		}
+	}
+	return "", fmt.Sprintf("invalid reference '%s: %s' (no such entry in '%s')", f.Name, value, f.Ref)
+}
+
+// stays tells whether a stored row is no part of this change.
+func (p *bulkPlan) stays(t state.AnyTable, row state.AnyRow) bool {
+	_, claimed := p.claimed[t.Name()][row.ID]
+	return !claimed && !p.deletable(t, row)
+}
+
+func (p *bulkPlan) deletable(t state.AnyTable, row state.AnyRow) bool {
+	return !p.b.Merge && !t.Def().Runtime && row.ExpiresAt == 0 && hasTags(row, p.b.SelectTags)
+}
+
+// byKey finds the stored row that has one of the record's unique keys and is nobody else's.
+func (p *bulkPlan) byKey(t state.AnyTable, rec schema.Record) (state.AnyRow, bool) {
+	for _, names := range uniqueKeys(t.Def().Schema) {
+		key, ok := keyOfRecord(names, rec)
+		if !ok {
+			continue
+		}
+		row, found := t.By(p.view, strings.Join(names, ":"), key)
+		if !found {
+			continue
+		}
+		if _, taken := p.claimed[t.Name()][row.ID]; !taken && (p.b.Merge || hasTags(row, p.b.SelectTags)) {
+			return row, true
+		}
+	}
+	return state.AnyRow{}, false
+}
+
+func keyOfRecord(names []string, rec schema.Record) (string, bool) {
+	parts := make([]string, len(names))
+	for i, n := range names {
+		parts[i] = keyPart(rec[n])
+	}
+	return state.Key(parts...), len(names) > 1 || parts[0] != ""
+}
+
+// row prepares one wanted row and notes the write that makes it so.
+func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
+	rec, current, expires, errs, err := p.prepare(t, i, body)
+	if err != nil {
+		return err
+	}
+	if errs != nil {
+		p.fail(i, errs)
+		return nil
+	}
+	if p.ids[i].IsZero() {
+		if row, ok := p.byKey(t, rec); ok { // a key in the form in which it is stored
+			p.claim(t, i, row.ID)
+			return p.row(t, i, body)
+		}
+		if id, ok := p.equal(t, body, rec); ok {
+			p.claim(t, i, id)
+			return p.row(t, i, body)
+		}
+		p.claim(t, i, p.fresh(t, rec))
+		return p.row(t, i, body)
+	}
+	id := p.ids[i]
+	rec["id"] = id.String()
+	if !p.unique(t, i, rec) {
+		return nil
+	}
+	if errs := p.related(t, rec); errs != nil {
+		p.fail(i, errs)
+		return nil
+	}
+	pl := &planner{s: p.s, view: p.view, now: p.now, table: t, def: t.Def()}
+	found := !current.ID.IsZero()
+	if found && expires == current.ExpiresAt {
+		if same, row, err := p.unchanged(t, current, rec); err != nil || same {
+			p.res.Unchanged++
+			p.show(i, pl, row, expires)
+			return err
+		}
+	}
+	put := command.Put{Table: t.Number(), ID: id, IfIndex: command.IfAbsent, Expires: expires}
+	if found {
+		put.IfIndex = current.Index
+	}
+	clear, err := pl.put(put, rec, current)
+	if err != nil {
+		return err
+	}
+	p.puts, p.changes = append(p.puts, pl.plan.puts...), append(p.changes, pl.plan.changes...)
+	p.show(i, pl, clear, expires)
+	if found {
+		p.res.Updated++
+		return p.note("update", t, current, rec)
+	}
+	p.res.Created++
+	return p.note("create", t, state.AnyRow{ID: id}, rec)
+}
+
+func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
+	if p.b.Show {
+		p.res.Rows[i] = shown(pl.def, p.s.present(pl.def, row), expires, p.now, nil)
+	}
+}
+
+// prepare validates and completes a row as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
+// key, secret and timestamps unless others are given.
+func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec schema.Record, current state.AnyRow, expires int64, errs schema.Errors, err error) {
+	def := t.Def()
+	var stored schema.Record
+	if !p.ids[i].IsZero() {
+		var found bool
+		if current, found = t.Get(p.view, p.ids[i]); found {
+			if stored, err = p.s.record(t, current); err != nil {
+				return nil, current, 0, nil, err
+			}
+		} else {
+			current = state.AnyRow{}
+		}
+	}
+	in := maps.Clone(body)
+	if !p.ids[i].IsZero() {
+		if _, given := body["id"]; !given {
+			in["id"] = p.ids[i].String()
+		}
+	}
+	for _, f := range def.Schema.Fields {
+		if f.Auto && in[f.Name] == nil && stored[f.Name] != nil {
+			in[f.Name] = stored[f.Name]
+		}
+	}
+	if _, given := in["ttl"]; given && !def.Schema.TTL {
+		return nil, current, 0, schema.Errors{"ttl": "unknown field"}, nil
+	}
+	rec, errs = check(def.Schema, in, schema.Options{Mode: schema.Upsert, Auto: p.s.auto, Sub: p.s.o.Plugins})
+	if len(errs) > 0 {
+		return nil, current, 0, errs, nil
+	}
+	delete(rec, "ttl")
+	if def.Members != nil {
+		delete(rec, def.Members.Field) // rows of their own here
+	}
+	if seconds, _ := in["ttl"].(float64); seconds > 0 {
+		expires = p.now.UnixMilli() + int64(seconds)*1000
+	}
+	before := stored
+	if p.b.Hashed {
+		before = rec // as if it were stored like this already
+	}
+	if rec, err = transform(def, rec, before); err != nil {
+		return nil, current, 0, asError(err).Fields, nil
+	}
+	return rec, current, expires, nil, nil
+}
+
+// fresh is the id of a new row: Kong's for a row with a name, so that all who load a file make the same, else any.
+func (p *bulkPlan) fresh(t state.AnyTable, rec schema.Record) state.ID {
+	sch := t.Def().Schema
+	if name, _ := rec[sch.EndpointKey].(string); name != "" {
+		id := state.ID(uuid.NewSHA1(uuid.NewSHA1(kongNamespace, []byte(sch.Name)), []byte(name)))
+		_, wanted := p.claimed[t.Name()][id]
+		if _, stored := t.Get(p.view, id); !wanted && !stored {
+			return id
+		}
+	}
+	return state.ID(uuid.New())
+}
+
+// kongNamespace is the one from which Kong derives the ids of entities in declarative files.
+var kongNamespace = uuid.MustParse("fd02801f-0957-4a15-a55a-c8d9606f30b5")
+
+// unique refuses keys that another wanted row has, or a stored one that stays.
+func (p *bulkPlan) unique(t state.AnyTable, i int, rec schema.Record) bool {
+	for _, names := range uniqueKeys(t.Def().Schema) {
+		key, ok := keyOfRecord(names, rec)
+		if !ok {
+			continue
+		}
+		index := strings.Join(names, ":")
+		have := p.keys[t.Name()+"\x00"+index]
+		if have == nil {
+			have = map[string]int{}
+			p.keys[t.Name()+"\x00"+index] = have
+		}
+		shown := fmt.Sprint(rec[names[0]])
+		if f, _ := t.Def().Schema.Field(names[0]); f.Secret {
+			shown = "***"
+		}
+		if other, twice := have[key]; twice && other != i {
+			p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with %s set to '%s' already declared", t.Name(), strings.Join(names, ", "), shown)))
+			return false
+		}
+		have[key] = i
+		if !p.b.Merge && len(p.b.SelectTags) == 0 {
+			continue // nothing with such a key stays, or the machine says so
+		}
+		if other, found := t.By(p.view, index, key); found && other.ID != p.ids[i] && p.stays(t, other) {
+			p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with %s set to '%s' exists already with another id, %s", t.Name(),
+				strings.Join(names, ", "), shown, other.ID)))
+			return false
+		}
+	}
+	return true
+}
+
+// related is Service.related in the world as wanted.
+func (p *bulkPlan) related(t state.AnyTable, rec schema.Record) schema.Errors {
+	switch t.Name() {
+	case "routes":
+		id, _ := rec["id"].(string)
+		p.routes[id] = texts(rec["protocols"])
+		if service := keyPart(rec["service"]); service != "" {
+			p.through[service] = append(p.through[service], p.routes[id])
+		}
+	case "plugins":
+		routes := p.s.tables["routes"]
+		return protocolsMatch(rec, func(id state.ID) ([]string, bool) {
+			if have, ok := p.routes[id.String()]; ok {
+				return have, true
+			}
+			row, ok := routes.Get(p.view, id)
+			return protocolsOf(row), ok
+		}, func(service string) [][]string {
+			list := p.through[service]
+			for row := range routes.Scan(p.view, "service", service, state.ID{}) {
+				if p.stays(routes, row) {
+					list = append(list[:len(list):len(list)], protocolsOf(row))
+				}
+			}
+			return list
+		})
+	}
+	return nil
+}
+
+// unchanged compares a prepared record with the stored row, but for updated_at. row is what is stored, in clear.
+func (p *bulkPlan) unchanged(t state.AnyTable, current state.AnyRow, rec schema.Record) (same bool, row []byte, err error) {
+	if row, err = p.s.o.Machine.Keys().Open(t.Number(), current.ID, current.Raw); err != nil {
+		return false, nil, err
+	}
+	stored, err := schema.Decode(row)
+	if err != nil {
+		return false, nil, err
+	}
+	touched := rec["updated_at"]
+	if _, has := rec["updated_at"]; has {
+		rec["updated_at"] = stored["updated_at"]
+	}
+	text, err := schema.Encode(rec)
+	if err != nil {
+		return false, nil, err
+	}
+	if bytes.Equal(text, row) {
+		return true, row, nil
+	}
+	if touched != nil {
+		rec["updated_at"] = touched
+	}
+	return false, row, nil
+}
+
+// equal finds a stored row that nobody claimed and that has the same content as a record without id and key.
+func (p *bulkPlan) equal(t state.AnyTable, body, rec schema.Record) (state.ID, bool) {
+	made := []string{"id", "created_at", "updated_at"}
+	for _, f := range t.Def().Schema.Fields {
+		if f.Auto && body[f.Name] == nil {
+			made = append(made, f.Name)
+		}
+	}
+	kind := strings.Join(made, " ")
+	if p.alike[kind] == nil {
+		p.alike[kind] = map[string][]state.ID{}
+		for row := range t.Scan(p.view, "", "", state.ID{}) {
+			if _, taken := p.claimed[t.Name()][row.ID]; taken || !p.b.Merge && !p.deletable(t, row) {
+				continue
+			}
+			if stored, err := p.s.record(t, row); err == nil {
+				c := content(stored, made)
+				p.alike[kind][c] = append(p.alike[kind][c], row.ID)
+			}
+		}
+	}
+	c := content(rec, made)
+	for ids := p.alike[kind][c]; len(ids) > 0; ids = p.alike[kind][c] {
+		p.alike[kind][c] = ids[1:]
+		if _, taken := p.claimed[t.Name()][ids[0]]; !taken {
+			return ids[0], true
+		}
+	}
+	return state.ID{}, false
+}
+
+func content(rec schema.Record, without []string) string {
+	rec = maps.Clone(rec)
+	for _, k := range without {
+		delete(rec, k)
+	}
+	text, _ := schema.Encode(rec) // plain data
+	return string(text)
+}
+
+// deletions deletes what is stored and not wanted.
+func (p *bulkPlan) deletions() error {
+	if p.b.Merge {
+		return nil
+	}
+	for _, t := range slices.Backward(p.s.inOrder()) {
+		for row := range t.Scan(p.view, "", "", state.ID{}) {
+			if _, wanted := p.claimed[t.Name()][row.ID]; wanted || !p.deletable(t, row) {
+				continue
+			}
+			if err := p.listedBy(t, row); err != nil {
+				return err
+			}
+			p.puts = append(p.puts, command.Put{Table: t.Number(), ID: row.ID, IfIndex: row.Index})
+			p.res.Deleted++
+			if err := p.note("delete", t, row, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// listedBy refuses to delete what a list of ids in a row that stays holds.
+func (p *bulkPlan) listedBy(t state.AnyTable, row state.AnyRow) error {
+	if len(p.b.SelectTags) == 0 {
+		return nil // all rows with lists go, or say what they want
+	}
+	for _, by := range p.s.store.Tables() {
+		for _, f := range by.Def().Schema.Fields {
+			if listed(f) != t.Name() {
+				continue
+			}
+			for other := range by.Scan(p.view, "", "", state.ID{}) {
+				if p.stays(by, other) && listHolds(other, f.Name, row.ID.String()) {
+					return refuse(Referenced, nil, "%s %s is still referenced by %s (id = %s)", singular(t.Name()), row.ID, by.Name(), other.ID)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// note adds to the list of changes.
+func (p *bulkPlan) note(action string, t state.AnyTable, row state.AnyRow, rec schema.Record) error {
+	if !p.b.Diff {
+		return nil
+	}
+	var stored schema.Record
+	var err error
+	if row.Raw != nil {
+		if stored, err = p.s.record(t, row); err != nil {
+			return err
+		}
+	}
+	def := t.Def()
+	c := BulkChange{Action: action, Entity: t.Name(), ID: row.ID.String(), Name: cmp.Or(nameOf(def, rec), nameOf(def, stored))}
+	if c.Before, err = p.masked(def, stored, rec, "before"); err != nil {
+		return err
+	}
+	if c.After, err = p.masked(def, rec, stored, "after"); err != nil {
+		return err
+	}
+	p.res.Changes = append(p.res.Changes, c)
+	return nil
+}
+
+// masked is a record as JSON without its secrets; those that differ from the other record's get another mark.
+func (p *bulkPlan) masked(def entity.Def, rec, other schema.Record, side string) ([]byte, error) {
+	if rec == nil {
+		return nil, nil
+	}
+	secrets := map[string]string{}
+	if other != nil {
+		if _, err := def.Schema.MapSecrets(other, p.s.o.Plugins, func(path, v string) (any, error) { secrets[path] = v; return v, nil }); err != nil {
+			return nil, err
+		}
+	}
+	rec, err := def.Schema.MapSecrets(rec, p.s.o.Plugins, func(path, v string) (any, error) {
+		if other == nil || secrets[path] == v {
+			return "***", nil
+		}
+		return "*** (" + side + ")", nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return schema.Encode(rec)
+}
