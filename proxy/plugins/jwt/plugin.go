@@ -20,10 +20,12 @@ import (
 	"concord/proxy/plugin"
 )
 
-// Plugin is the jwt plugin. All its instances share the parsed keys.
+// Plugin is the jwt plugin. All its instances share the parsed keys and the memory of verified tokens.
 func Plugin() plugin.Plugin {
 	var once sync.Once
 	var keys *plugin.Derived[entity.JWTSecret, verifier]
+	var known *cache
+	var instances atomic.Uint64
 	return plugin.Plugin{
 		Info: plugin.Info{
 			Name: "jwt", Priority: 1450, Scopes: plugin.ScopeRoute | plugin.ScopeService,
@@ -57,8 +59,11 @@ func Plugin() plugin.Plugin {
 			once.Do(func() {
 				id := func(c *entity.JWTSecret) string { return c.ID }
 				keys = plugin.NewDerived(env.Store, id, newVerifier, nil)
+				known = newCache()
 			})
-			return newInstance(env, cfg, c, keys), nil
+			i := newInstance(env, cfg, c, keys)
+			i.known, i.number = known, instances.Add(1)
+			return i, nil
 		}),
 	}
 }
@@ -82,6 +87,8 @@ type instance struct {
 	secrets *state.Table[entity.JWTSecret]
 	keys    *plugin.Derived[entity.JWTSecret, verifier]
 	tokens  sync.Pool // *token
+	known   *cache
+	number  uint64 // of the instance
 
 	challenge string // without a token
 	invalid   string // with a bad one
@@ -123,6 +130,12 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	case text == "":
 		return exit(map[string]string{"message": "Unauthorized"}, i.challenge)
 	}
+	if k := i.known.get(i.number, text); k != nil {
+		// Any change of the credential makes another version of its row.
+		if row, ok := i.secrets.Get(v, k.credential); ok && row.Index == k.version {
+			return i.admit(x, v, &row, &k.times)
+		}
+	}
 	t := i.tokens.Get().(*token)
 	defer i.tokens.Put(t)
 	if err := t.parse(text); err != nil {
@@ -159,9 +172,20 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	if !ver.verify(t.signed, t.sig, i.SecretIsBase64) {
 		return i.refuse("Invalid signature")
 	}
+	at := t.times()
+	exit := i.admit(x, v, &row, &at)
+	if exit == nil {
+		i.known.put(i.number, text, row.ID, row.Index, at)
+	}
+	return exit
+}
+
+// admit judges what is not the signature's business, each time: the token's times and whether the credential has a consumer.
+func (i *instance) admit(x *exchange.Exchange, v *state.View, row *state.Row[entity.JWTSecret], t *times) *plugin.Exit {
 	if e := i.checkTimes(t); e != nil {
 		return e
 	}
+	cred := &row.Val
 	if !i.auth.Accept(x, v, cred.Consumer, exchange.Credential{ID: cred.ID, Identifier: cred.Key, Kind: "jwt"}) {
 		return exit(map[string]string{"message": "Could not find consumer for '" + i.KeyClaimName + "=" + cred.Key + "'"}, "")
 	}
@@ -221,22 +245,40 @@ func exit(body map[string]string, challenge string) *plugin.Exit {
 	return e
 }
 
+// times are the claims that say when a token is good.
+type times struct{ exp, nbf number }
+
+// number is a claim that should be one.
+type number struct {
+	value float64
+	ok    bool
+}
+
+func (t *token) times() (out times) {
+	out.exp.value, out.exp.ok = find(t.claims, "exp").number()
+	out.nbf.value, out.nbf.ok = find(t.claims, "nbf").number()
+	return out
+}
+
 // checkTimes judges exp and nbf, without leeway.
-func (i *instance) checkTimes(t *token) *plugin.Exit {
+func (i *instance) checkTimes(t *times) *plugin.Exit {
 	if len(i.ClaimsToVerify) == 0 && i.MaximumExpiration <= 0 {
 		return nil
 	}
 	now := float64(time.Now().Unix())
 	var bad map[string]string
 	for _, name := range i.ClaimsToVerify {
-		at, ok := find(t.claims, name).number()
+		at := t.exp
+		if name == "nbf" {
+			at = t.nbf
+		}
 		fault := ""
 		switch {
-		case !ok:
+		case !at.ok:
 			fault = "must be a number"
-		case name == "exp" && at <= now:
+		case name == "exp" && at.value <= now:
 			fault = "token expired"
-		case name == "nbf" && at > now:
+		case name == "nbf" && at.value > now:
 			fault = "token not valid yet"
 		default:
 			continue
@@ -249,10 +291,8 @@ func (i *instance) checkTimes(t *token) *plugin.Exit {
 	if bad != nil {
 		return exit(bad, i.invalid)
 	}
-	if i.MaximumExpiration > 0 {
-		if at, ok := find(t.claims, "exp").number(); !ok || at-now > i.MaximumExpiration {
-			return exit(map[string]string{"exp": "exceeds maximum allowed expiration"}, i.invalid)
-		}
+	if i.MaximumExpiration > 0 && (!t.exp.ok || t.exp.value-now > i.MaximumExpiration) {
+		return exit(map[string]string{"exp": "exceeds maximum allowed expiration"}, i.invalid)
 	}
 	return nil
 }
