@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 
+	"concord/fsm/schema"
 	"concord/proxy/listen"
+	"concord/proxy/vault"
 )
 
 // Args is what the command line says.
@@ -77,13 +79,19 @@ func Load(args Args, environ []string) (*Settings, []Warning, error) {
 		if !ok || v.text == "" {
 			v = value{k.Default, "by default"}
 		}
-		s.keys[k.Name] = sha256.Sum256([]byte(v.text))
-		err := k.set(s, v.text)
-		if strings.HasPrefix(v.text, "{vault://") {
-			err = errors.New("is a vault reference, which settings cannot hold: put the value into the variable " + prefixes[0] + strings.ToUpper(k.Name))
+		text, err := v.text, error(nil)
+		reference := schema.IsVaultReference(text)
+		if reference {
+			text, err = fromEnvironment(text, environ)
+		}
+		s.keys[k.Name] = sha256.Sum256([]byte(text))
+		if err == nil {
+			if err = k.set(s, text); err != nil && reference {
+				err = errors.New("is not fit for this key") // the reason may quote the value
+			}
 		}
 		if err != nil {
-			if k.Secret {
+			if k.Secret && !reference {
 				v.text = NewSecret(v.text).String()
 			}
 			errs = append(errs, &KeyError{k.Name, v.text, v.source, err.Error()})
@@ -96,6 +104,22 @@ func Load(args Args, environ []string) (*Settings, []Warning, error) {
 	}
 	errs = append(errs, s.crossCheck()...)
 	return s, ignoredWarning(given), errors.Join(errs...)
+}
+
+// fromEnvironment resolves a vault reference. Vaults other than env are entities, which are read with the help of the settings.
+func fromEnvironment(reference string, environ []string) (string, error) {
+	r := vault.Resolver{Getenv: func(name string) (string, bool) {
+		for _, e := range slices.Backward(environ) {
+			if k, v, _ := strings.Cut(e, "="); k == name {
+				return v, true
+			}
+		}
+		return "", false
+	}}
+	if ref, err := vault.Parse(reference); err != nil || ref.Vault != "env" {
+		return "", errors.Join(err, errors.New("settings can refer to the vault env only: {vault://env/name-of-the-variable}"))
+	}
+	return r.Resolve(reference)
 }
 
 // crossCheck finds keys that are fine alone and not together.

@@ -173,7 +173,8 @@ func TestBadValues(t *testing.T) {
 		{"timeout 0", "nginx_http_send_timeout = 0", "not above 0"},
 		{"path escapes", "path_escapes = maybe", "check, refuse or pass"},
 		{"template that is not there", "error_template_html = /nonexistent/e.html", "cannot be read"},
-		{"vault", "node_name = {vault://env/name}", "CONCORD_NODE_NAME"},
+		{"vault without the value", "node_name = {vault://env/name-of-node}", "no variable NAME_OF_NODE"},
+		{"vault that is an entity", "node_name = {vault://files/name}", "vault env only"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -251,9 +252,13 @@ func TestSecretsAreRedacted(t *testing.T) {
 	if bytes.Contains(out.Bytes(), []byte("planted")) {
 		t.Errorf("secret shown: %s", out.String())
 	}
-	_, _, err = load(t, "", "CONCORD_SSL_CERT_KEY={vault://env/planted}")
-	if err == nil || strings.Contains(err.Error(), "planted") {
+	_, _, err = load(t, "node_name = {vault://env/my-name}", "MY_NAME=planted secret")
+	if err == nil || strings.Contains(err.Error(), "planted") || !strings.Contains(err.Error(), "{vault://env/my-name}") {
 		t.Errorf("error shows the secret or is missing: %v", err)
+	}
+	s, _, err = load(t, "ssl_cert = /c.pem\nssl_cert_key = {vault://env/my-key}", "MY_KEY=/planted.pem")
+	if err != nil || s.SSLCertKey.Reveal() != "/planted.pem" {
+		t.Errorf("resolved to %q: %v", s.SSLCertKey.Reveal(), err)
 	}
 }
 
