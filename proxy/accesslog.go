@@ -100,8 +100,7 @@ func (l *AccessLog) Close() {
 func (l *AccessLog) write(x *exchange.Exchange, secret []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || len(l.buf) > logMaxBytes {
-		l.dropped++
+	if !l.room() {
 		return
 	}
 	if l.json {
@@ -109,6 +108,29 @@ func (l *AccessLog) write(x *exchange.Exchange, secret []string) {
 	} else {
 		l.buf = l.appendCombined(l.buf, x, secret)
 	}
+	l.appended()
+}
+
+// Append appends a line that somebody else composes, with its end.
+func (l *AccessLog) Append(line func(b []byte) []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.room() {
+		return
+	}
+	l.buf = line(l.buf)
+	l.appended()
+}
+
+func (l *AccessLog) room() bool {
+	if l.closed || len(l.buf) > logMaxBytes {
+		l.dropped++
+		return false
+	}
+	return true
+}
+
+func (l *AccessLog) appended() {
 	if len(l.buf) >= logFlushBytes {
 		select {
 		case l.wake <- struct{}{}:

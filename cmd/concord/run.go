@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
+	"concord/proxy/stream"
 	"concord/proxy/upstream"
 )
 
@@ -51,6 +53,7 @@ type node struct {
 	balancer *balancer.Set
 	upstream *upstream.Transport
 	access   *proxy.AccessLog // nil: off
+	streams  *proxy.AccessLog // of stream sessions; nil: off
 	stats    proxy.Stats
 	counters *prometheus.Registry
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
@@ -278,6 +281,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 			Configuration: map[string]any{
 				"prefix": n.s.Prefix, "log_level": settings.LevelName(n.s.LogLevel), "plugins": n.s.Plugins,
 				"proxy_listen": text(n.s.ProxyListen), "admin_listen": text(n.s.AdminListen), "status_listen": text(n.s.StatusListen),
+				"stream_listen": text(n.s.StreamListen),
 			},
 		},
 	}
@@ -333,6 +337,33 @@ func (n *node) startProxy() error {
 	n.front.log, n.front.clock = n.log, h1.NewClock()
 	n.front.use(n.newHandler(n.s), n.s)
 	n.serve("proxy_listen", n.sockets.proxy, n.s.ProxyListen)
+	return n.startStreams()
+}
+
+// startStreams serves the stream listeners.
+func (n *node) startStreams() error {
+	if len(n.s.StreamListen) == 0 {
+		return nil
+	}
+	g := stream.Gateway{
+		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, JSON: n.s.AccessLogJSON, TrustedIPs: n.s.TrustedIPs,
+	}
+	if n.s.StreamLog != "" {
+		f, err := n.openLog(n.s.StreamLog)
+		if err != nil {
+			return fmt.Errorf("proxy_stream_access_log: %w", err)
+		}
+		n.streams = proxy.NewAccessLog(f, n.s.AccessLogJSON, n.log)
+		g.AccessLog = n.streams
+	}
+	for _, addr := range n.sockets.stream.Addrs() {
+		n.notice("listening", "for", "stream_listen", "address", addr.String(), "network", addr.Network())
+	}
+	go func() {
+		if err := n.sockets.stream.Serve(g); err != nil {
+			n.broken("stream_listen", err)
+		}
+	}()
 	return nil
 }
 
@@ -378,7 +409,11 @@ func (n *node) stop(ctx context.Context) {
 		return
 	}
 	n.sockets.proxy.Close()
+	n.sockets.stream.Close()
+	var streams sync.WaitGroup
+	streams.Go(func() { n.sockets.stream.Shutdown(ctx) })
 	n.front.shutdown(ctx) // the status listener tells meanwhile that the node is not ready
+	streams.Wait()
 	n.sockets.close()
 	for _, s := range n.servers {
 		if err := s.Shutdown(ctx); err != nil {
@@ -405,6 +440,9 @@ func (n *node) stop(ctx context.Context) {
 	}
 	if n.access != nil {
 		n.access.Close()
+	}
+	if n.streams != nil {
+		n.streams.Close()
 	}
 	for _, f := range n.logs {
 		f.Close()

@@ -14,11 +14,13 @@ import (
 	"concord/cmd/concord/settings"
 	"concord/proxy/h1"
 	"concord/proxy/listen"
+	"concord/proxy/stream"
 )
 
 // sockets are the open listeners of a node. Nothing is accepted before their Serve.
 type sockets struct {
 	proxy, admin, status    *listen.Group
+	stream                  *stream.Server
 	adminConns, statusConns *handOver
 }
 
@@ -41,6 +43,8 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 	o.Default, o.Choose = adminCert, nil
 	adminTLS := listen.TLSConfig(o)
 	adminTLS.NextProtos = []string{"h2", "http/1.1"}
+	streamTLS := proxyTLS.Clone()
+	streamTLS.NextProtos = nil
 	out := &sockets{adminConns: newHandOver(), statusConns: newHandOver()}
 	for _, g := range []struct {
 		key    string
@@ -59,13 +63,21 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 		}
 		if *g.to, err = listen.Open(context.Background(), o); err != nil {
 			out.close()
-			if errors.Is(err, syscall.EADDRINUSE) {
-				err = fmt.Errorf("%w: stop the process that listens there, or choose another address", err)
-			}
-			return nil, fmt.Errorf("%s: %w", g.key, err)
+			return nil, cannotOpen(g.key, err)
 		}
 	}
+	if out.stream, err = stream.Open(context.Background(), stream.Options{Specs: s.StreamListen, TLS: streamTLS, Log: log}); err != nil {
+		out.close()
+		return nil, cannotOpen("stream_listen", err)
+	}
 	return out, nil
+}
+
+func cannotOpen(key string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		err = fmt.Errorf("%w: stop the process that listens there, or choose another address", err)
+	}
+	return fmt.Errorf("%s: %w", key, err)
 }
 
 // close closes all; closing twice does no harm.
@@ -74,6 +86,9 @@ func (s *sockets) close() {
 		if g != nil {
 			g.Close()
 		}
+	}
+	if s.stream != nil {
+		s.stream.Close()
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 // the changed row.
 type built struct {
 	edit       *router.Edit
+	streams    *router.StreamEdit
 	routes     map[string]*routeState
 	services   map[string]*serviceState
 	plugins    map[state.ID]*pluginState
@@ -30,13 +31,53 @@ type built struct {
 	byService map[string][]*Step
 	globals   []*Step
 	consumers *btree.Map[string, []*Step]
-	global    *Chain
+	global    [subsystems]*Chain
 }
 
 type routeState struct {
-	compiled *router.Route
+	compiled compiled
 	slot     uint32
 	service  string
+}
+
+// compiled is a route for one of the routers.
+type compiled struct {
+	http   *router.Route
+	stream *router.StreamRoute
+}
+
+func compileRoute(e *entity.Route) (c compiled, err error) {
+	if subsystemsOf(e.Protocols)[forStreams] {
+		c.stream, err = router.CompileStream(e, 0)
+	} else {
+		c.http, err = router.Compile(e, 0)
+	}
+	return c, err
+}
+
+func (c compiled) subsystem() subsystem {
+	if c.stream != nil {
+		return forStreams
+	}
+	return forHTTP
+}
+
+func (b *built) addRoute(r *routeState) {
+	if s := r.compiled.stream; s != nil {
+		s.Slot = r.slot
+		b.streams.Add(s)
+		return
+	}
+	r.compiled.http.Slot = r.slot
+	b.edit.Add(r.compiled.http)
+}
+
+func (b *built) removeRoute(r *routeState) {
+	if s := r.compiled.stream; s != nil {
+		b.streams.Remove(s)
+		return
+	}
+	b.edit.Remove(r.compiled.http)
 }
 
 type serviceState struct {
@@ -63,6 +104,7 @@ type dirty struct {
 func (b *built) restart() {
 	*b = built{
 		edit:     new(router.Router).Edit(),
+		streams:  new(router.Streams).Edit(),
 		routes:   map[string]*routeState{},
 		services: map[string]*serviceState{},
 		plugins:  map[state.ID]*pluginState{}, reuse: b.plugins,
@@ -73,7 +115,7 @@ func (b *built) restart() {
 
 func (b *built) snapshot(index uint64) *Snapshot {
 	return &Snapshot{
-		Index: index, router: b.edit.Router(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
+		Index: index, router: b.edit.Router(), streams: b.streams.Streams(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
 		global: b.global, consumers: b.consumers.Copy(),
 	}
 }
@@ -155,7 +197,7 @@ func (c *Compiler) applyPlugin(v *state.View, id state.ID, d *dirty) {
 		delete(b.reuse, id)
 	}
 	var next *pluginState
-	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled && forHTTP(row.Val.Protocols) {
+	if row, ok := c.tables.plugins.Get(v, id); ok && row.Val.Enabled {
 		next = c.pluginState(&row.Val, old)
 	} else {
 		c.report("plugin", id.String(), nil)
@@ -195,6 +237,7 @@ func (c *Compiler) pluginState(row *entity.Plugin, old *pluginState) *pluginStat
 // index puts a step into, or takes it out of, the lists of its scope.
 func (b *built) index(s *Step, d *dirty, change func([]*Step, *Step) []*Step) {
 	switch {
+	case s.consumer != "" && !s.subsystems[forHTTP]: // streams have no consumers
 	case s.consumer != "":
 		list, _ := b.consumers.Get(s.consumer)
 		if list = change(list, s); len(list) > 0 {
@@ -235,7 +278,7 @@ func removeStep(list []*Step, s *Step) []*Step {
 
 func (c *Compiler) applyService(v *state.View, id state.ID, d *dirty) {
 	b, key := &c.built, id.String()
-	old := b.services[key]
+	old, protocol := b.services[key], b.protocolOf(key)
 	row, ok := c.tables.services.Get(v, id)
 	switch {
 	case ok && row.Val.Enabled:
@@ -252,23 +295,31 @@ func (c *Compiler) applyService(v *state.View, id state.ID, d *dirty) {
 		delete(b.services, key)
 	}
 	d.serviceChains[key] = true
-	if (old != nil) != (b.services[key] != nil) { // a disabled service takes its routes with it (Kong)
+	// A disabled service takes its routes with it (Kong), and one that no longer speaks a stream protocol its stream routes.
+	if (old != nil) != (b.services[key] != nil) || protocol != b.protocolOf(key) {
 		for r := range c.tables.routes.Scan(v, "service", key) {
 			d.routes[r.ID.String()] = true
 		}
 	}
 }
 
+func (b *built) protocolOf(service string) string {
+	if s := b.services[service]; s != nil {
+		return s.service.Entity.Protocol
+	}
+	return ""
+}
+
 func (c *Compiler) applyRoute(v *state.View, key string) {
 	b := &c.built
 	old := b.routes[key]
 	if old != nil {
-		b.edit.Remove(old.compiled)
+		b.removeRoute(old)
 		delete(b.routes, key)
 	}
 	if next := c.routeState(v, key, old); next != nil {
 		b.routes[key] = next
-		b.edit.Add(next.compiled)
+		b.addRoute(next)
 	} else if old != nil {
 		b.routeVec.release(old.slot)
 	}
@@ -282,7 +333,7 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 		return nil
 	}
 	row, ok := c.tables.routes.Get(v, id)
-	if !ok || !forHTTP(row.Val.Protocols) {
+	if !ok {
 		c.report("route", key, nil)
 		return nil
 	}
@@ -290,7 +341,9 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 	if r.service != "" && b.services[r.service] == nil {
 		return nil
 	}
-	compiled, err := router.Compile(&row.Val, 0)
+	if r.compiled, err = compileRoute(&row.Val); err == nil && r.compiled.stream != nil && r.service != "" {
+		err = checkStream(b.services[r.service].service.Entity)
+	}
 	c.report("route", key, err)
 	if err != nil {
 		return nil
@@ -300,15 +353,13 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 	} else {
 		r.slot = b.routeVec.alloc()
 	}
-	compiled.Slot = r.slot
-	r.compiled = compiled
 	return r
 }
 
 // rechain derives the chains that depend on what changed, and only those.
 func (b *built) rechain(d *dirty) {
 	if d.global {
-		b.global = newChain(b.globals)
+		b.global = [subsystems]*Chain{newChain(forHTTP, b.globals), newChain(forStreams, b.globals)}
 		for id := range b.byService {
 			d.serviceChains[id] = true
 		}
@@ -327,7 +378,7 @@ func (b *built) rechain(d *dirty) {
 		}
 		slot := serviceSlot{service: s.service}
 		if own := b.byService[id]; len(own) > 0 {
-			slot.chain = newChain(own, b.globals)
+			slot.chains = [subsystems]*Chain{newChain(forHTTP, own, b.globals), newChain(forStreams, own, b.globals)}
 		}
 		b.serviceVec.set(s.slot, slot)
 	}
@@ -347,7 +398,7 @@ func (b *built) rechain(d *dirty) {
 			}
 		}
 		if len(own) > 0 {
-			slot.chain = newChain(own, b.byService[r.service], b.globals)
+			slot.chain = newChain(r.compiled.subsystem(), own, b.byService[r.service], b.globals)
 		}
 		b.routeVec.set(r.slot, slot)
 	}

@@ -14,6 +14,7 @@ import (
 	"concord/fsm/schema"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
+	"concord/proxy/router"
 )
 
 // The builders below turn one row into one part of a snapshot. They have no effect elsewhere, so DryBuild uses them
@@ -53,12 +54,21 @@ func hostHeader(scheme, host string, port int) string {
 	return host + ":" + strconv.Itoa(port)
 }
 
-// forHTTP tells whether the protocols of a route or plugin row concern the proxy; those of streams do not. More is not looked at for
-// plugins (Kong).
-func forHTTP(protocols []string) bool {
-	return slices.ContainsFunc(protocols, func(p string) bool {
+// subsystemsOf tells what the protocols of a route or plugin row concern. More is not looked at for plugins (Kong).
+func subsystemsOf(protocols []string) (s [subsystems]bool) {
+	s[forHTTP] = slices.ContainsFunc(protocols, func(p string) bool {
 		return p == "http" || p == "https" || p == "grpc" || p == "grpcs"
 	})
+	s[forStreams] = router.StreamProtocols(protocols) != 0
+	return s
+}
+
+// checkStream is Kong's rule that a service serves routes of one subsystem.
+func checkStream(e *entity.Service) error {
+	if router.StreamProtocols([]string{e.Protocol}) == 0 {
+		return fmt.Errorf("protocols: service %s speaks %s, which stream routes cannot use: give it the protocol tcp, tls, tls_passthrough or udp", e.ID, e.Protocol)
+	}
+	return nil
 }
 
 func refID(r *entity.Ref) string {
@@ -93,12 +103,15 @@ func buildStep(ctx context.Context, known map[string]plugin.Plugin, env plugin.E
 	s.Header, _ = instance.(plugin.HeaderFilter)
 	s.Body, _ = instance.(plugin.BodyFilter)
 	s.Logger, _ = instance.(plugin.Logger)
+	s.StreamAccessor, _ = instance.(plugin.StreamAccessor)
+	s.StreamLogger, _ = instance.(plugin.StreamLogger)
 	s.Closer, _ = instance.(plugin.Closer)
 	return s, nil
 }
 
 func newStep(e *entity.Plugin, priority int) *Step {
 	s := &Step{ID: e.ID, Name: e.Name, Priority: priority, route: refID(e.Route), service: refID(e.Service), consumer: refID(e.Consumer)}
+	s.subsystems = subsystemsOf(e.Protocols)
 	s.level = scopeLevel(s.consumer != "", s.route != "", s.service != "")
 	return s
 }
@@ -119,9 +132,12 @@ type broken struct{ err error }
 
 func (b broken) Access(*exchange.Exchange) error { return b.err }
 
+func (b broken) StreamAccess(*exchange.Exchange) error { return b.err }
+
 func brokenStep(e *entity.Plugin, priority int, err error) *Step {
 	s := newStep(e, priority)
-	s.Accessor = broken{errors.New("plugin " + e.Name + " (" + e.ID + ") could not be built: " + err.Error())}
+	b := broken{errors.New("plugin " + e.Name + " (" + e.ID + ") could not be built: " + err.Error())}
+	s.Accessor, s.StreamAccessor = b, b
 	return s
 }
 
@@ -142,5 +158,5 @@ func secretParams(config schema.Record) (names []string) {
 // sameInstance tells whether two versions of a row need no new instance.
 func sameInstance(a, b *entity.Plugin) bool {
 	return a.Name == b.Name && refID(a.Route) == refID(b.Route) && refID(a.Service) == refID(b.Service) &&
-		refID(a.Consumer) == refID(b.Consumer) && string(a.Config) == string(b.Config)
+		refID(a.Consumer) == refID(b.Consumer) && string(a.Config) == string(b.Config) && subsystemsOf(a.Protocols) == subsystemsOf(b.Protocols)
 }

@@ -17,7 +17,6 @@ import (
 	"concord/fsm/state"
 	"concord/proxy/balancer"
 	"concord/proxy/plugin"
-	"concord/proxy/router"
 )
 
 // Options of New.
@@ -331,10 +330,10 @@ func (c *Compiler) DryBuild(ctx context.Context, changes []state.Change) error {
 				return err
 			}
 		case *entity.Route:
-			if e == nil || !forHTTP(e.Protocols) {
+			if e == nil {
 				continue
 			}
-			if _, err := router.Compile(e, 0); err != nil {
+			if _, err := compileRoute(e); err != nil {
 				return err
 			}
 		case *entity.Plugin:

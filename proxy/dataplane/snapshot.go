@@ -22,9 +22,10 @@ type Snapshot struct {
 	Index uint64 // log index it was compiled from; later entries may have changed nothing of it
 
 	router    *router.Router
+	streams   *router.Streams
 	routes    vector[routeSlot]
 	services  vector[serviceSlot]
-	global    *Chain
+	global    [subsystems]*Chain
 	consumers *btree.Map[string, []*Step] // plugins of a consumer's scope by consumer id, in running order
 
 	pins [pinShards]pinCount
@@ -37,8 +38,17 @@ type routeSlot struct {
 
 type serviceSlot struct {
 	service *Service
-	chain   *Chain // nil: the global one
+	chains  [subsystems]*Chain // nil: the global one
 }
+
+// subsystem tells routes of HTTP from those of streams. They share services, and plugins that are for both.
+type subsystem uint8
+
+const (
+	forHTTP subsystem = iota
+	forStreams
+	subsystems
+)
 
 // Service is a compiled service.
 type Service struct {
@@ -59,23 +69,51 @@ func (s *Snapshot) Find(q *router.Query) (Target, bool) {
 	if !ok {
 		return Target{}, false
 	}
-	t := Target{Match: m, Chain: s.global}
-	r := s.routes.at(m.Route.Slot)
-	if r.service > 0 {
-		svc := s.services.at(r.service - 1)
-		t.Service = svc.service
-		if svc.chain != nil {
-			t.Chain = svc.chain
-		}
-	}
-	if r.chain != nil {
-		t.Chain = r.chain
-	}
+	t := Target{Match: m}
+	t.Service, t.Chain = s.follow(m.Route.Slot, forHTTP)
 	return t, true
 }
 
+// StreamTarget is where a stream session goes.
+type StreamTarget struct {
+	Route   *router.StreamRoute
+	Service *Service // nil: a route without service
+	Chain   *Chain
+}
+
+// FindStream routes a stream session.
+func (s *Snapshot) FindStream(q *router.StreamQuery) (StreamTarget, bool) {
+	t := StreamTarget{Route: s.streams.Find(q)}
+	if t.Route == nil {
+		return t, false
+	}
+	t.Service, t.Chain = s.follow(t.Route.Slot, forStreams)
+	return t, true
+}
+
+// follow is the service of a route and its plugins.
+func (s *Snapshot) follow(route uint32, sub subsystem) (*Service, *Chain) {
+	var service *Service
+	chain := s.global[sub]
+	r := s.routes.at(route)
+	if r.service > 0 {
+		svc := s.services.at(r.service - 1)
+		service = svc.service
+		if c := svc.chains[sub]; c != nil {
+			chain = c
+		}
+	}
+	if r.chain != nil {
+		chain = r.chain
+	}
+	return service, chain
+}
+
 // Global is the chain of requests that have no route (yet).
-func (s *Snapshot) Global() *Chain { return s.global }
+func (s *Snapshot) Global() *Chain { return s.global[forHTTP] }
+
+// GlobalStreams is the chain of stream sessions whose route is gone.
+func (s *Snapshot) GlobalStreams() *Chain { return s.global[forStreams] }
 
 // ConsumerSteps are the plugins configured for a consumer on any route or service; see Choose.
 func (s *Snapshot) ConsumerSteps(id string) []*Step {
@@ -98,6 +136,10 @@ type Step struct {
 	Logger   plugin.Logger
 	Closer   plugin.Closer
 
+	StreamAccessor plugin.StreamAccessor
+	StreamLogger   plugin.StreamLogger
+
+	subsystems               [subsystems]bool
 	route, service, consumer string // scope; "" is any
 	level                    int
 	secretParams             []string
@@ -147,11 +189,15 @@ type Chain struct {
 
 var noChain = &Chain{}
 
-// newChain picks for every plugin name the step of the most specific scope. The lists hold applicable steps only.
-func newChain(lists ...[]*Step) *Chain {
+// newChain picks for every plugin name the step of the most specific scope. The lists hold applicable steps only, of both subsystems.
+func newChain(sub subsystem, lists ...[]*Step) *Chain {
 	var all []*Step
 	for _, l := range lists {
-		all = append(all, l...)
+		for _, s := range l {
+			if s.subsystems[sub] {
+				all = append(all, s)
+			}
+		}
 	}
 	if len(all) == 0 {
 		return noChain

@@ -208,7 +208,7 @@ func (c *Compiler) useTLS(v *state.View, id state.ID, e *entity.Service) *tls.Co
 		}
 	}
 	var config *tls.Config
-	if e != nil && (e.Protocol == "https" || e.Protocol == "grpcs") {
+	if e != nil && (e.Protocol == "https" || e.Protocol == "grpcs" || e.Protocol == "tls") {
 		next, roots := c.serviceTLS(v, e)
 		t.services[id] = next
 		for _, need := range next.needs {

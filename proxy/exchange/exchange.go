@@ -86,6 +86,15 @@ type Credential struct {
 	Kind       string // plugin name
 }
 
+// Stream is what is known of a session of a stream route: a connection, or a row of datagrams with one client. Its Exchange has no
+// request; of the response it has only the status, as nginx writes it to the log.
+type Stream struct {
+	Protocol         string // of the route: tcp, tls, tls_passthrough or udp
+	UpstreamSent     int64  // bytes
+	UpstreamReceived int64
+	Connect, Session time.Duration // until the upstream was reached; in all
+}
+
 // Upstream is where the request is sent. The handler fills it from the service, plugins may change it in access.
 type Upstream struct {
 	Scheme         string // "http" or "https"
@@ -99,6 +108,7 @@ type Upstream struct {
 	ReadTimeout    time.Duration // between two reads
 	Retries        int           // further tries after the first
 	TLS            *tls.Config   // nil: default client configuration
+	ProxyProtocol  int           // version of the PROXY protocol header that begins the connection, which then is not shared; 0: none
 
 	// Retry, if set, is called before every further try with what went wrong, so that a balancer can name another peer
 	// in Host, Port and HostHeader. An error ends the tries. nil: the same address, or the next one of the same name.
@@ -114,6 +124,7 @@ type Exchange struct {
 	Request  Request
 	Response Response
 	Upstream Upstream
+	Stream   *Stream // nil: HTTP
 
 	ClientIP  netip.Addr // after trusted_ips processing
 	RequestID string     // 32 lower-case hex characters

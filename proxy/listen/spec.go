@@ -24,6 +24,7 @@ type Spec struct {
 	SSL           bool
 	HTTP2         bool
 	ProxyProtocol bool // every connection must begin with a header of the PROXY protocol
+	UDP           bool // stream_listen only
 	ReusePort     bool
 	Deferred      bool
 	Backlog       int    // 0: the system's net.core.somaxconn
@@ -37,7 +38,7 @@ func (s Spec) String() string {
 	for _, f := range []struct {
 		set  bool
 		name string
-	}{{s.HTTP2, " http2"}, {s.SSL, " ssl"}, {s.ProxyProtocol, " proxy_protocol"}} {
+	}{{s.HTTP2, " http2"}, {s.SSL, " ssl"}, {s.UDP, " udp"}, {s.ProxyProtocol, " proxy_protocol"}} {
 		if f.set {
 			text += f.name
 		}
@@ -83,6 +84,9 @@ func parseSpec(item string) (Spec, error) {
 			return Spec{}, err
 		}
 	}
+	if s.UDP && (s.SSL || s.HTTP2 || s.ProxyProtocol || s.Deferred || s.Backlog != 0 || s.KeepAlive != "") {
+		return Spec{}, errors.New("udp goes with reuseport, bind and ipv6only only: the other flags are for TCP")
+	}
 	return s, nil
 }
 
@@ -95,6 +99,8 @@ func (s *Spec) flag(w string) error {
 		s.SSL = true
 	case w == "http2":
 		s.HTTP2 = true
+	case w == "udp":
+		s.UDP = true
 	case w == "proxy_protocol":
 		s.ProxyProtocol = true
 	case w == "reuseport":
@@ -168,14 +174,36 @@ func (s Spec) keepAlive() (*net.KeepAliveConfig, error) {
 
 // network keeps the families apart as nginx does: 0.0.0.0:8000 and [::]:8000 are two listeners, not one.
 func (s Spec) network() string {
+	name := "tcp"
+	if s.UDP {
+		name = "udp"
+	}
 	a, err := netip.ParseAddr(hostOf(s.Address))
 	switch {
 	case err == nil && a.Is4():
-		return "tcp4"
+		return name + "4"
 	case s.IPv6Only == "on" || err == nil && s.IPv6Only == "":
-		return "tcp6"
+		return name + "6"
 	}
-	return "tcp"
+	return name
+}
+
+// ListenPacket opens the socket of a spec with UDP.
+func (s Spec) ListenPacket(ctx context.Context) (net.PacketConn, error) {
+	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return s.options(raw, s.ReusePort) }}
+	conn, err := c.ListenPacket(ctx, s.network(), s.Address)
+	if err != nil {
+		return nil, fmt.Errorf("listen %s: %w", s, err)
+	}
+	return conn, nil
+}
+
+// Tune gives an accepted connection the spec's so_keepalive.
+func (s Spec) Tune(nc net.Conn) {
+	c, err := s.keepAlive()
+	if t, ok := nc.(*net.TCPConn); ok && c != nil && err == nil {
+		_ = t.SetKeepAliveConfig(*c) // a connection that has just gone fails at its first read
+	}
 }
 
 // Listen opens the socket.
@@ -211,6 +239,9 @@ func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
 			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 				return err
 			}
+		}
+		if s.UDP {
+			return nil
 		}
 		deferred := 0
 		if s.Deferred {

@@ -35,6 +35,7 @@ type Info struct {
 	Config    schema.Field   // the config record: its Fields, Shorthands, Checks and Check; name and type are filled in
 	Checks    []schema.Check // rules on the whole plugin entity, with paths such as "config.allow"
 	Protocols []string       // nil: grpc, grpcs, http, https
+	Streams   bool           // the protocols of streams may be chosen too, even if they are not among Protocols, the default
 	Scopes    Scope          // 0: ScopeAll
 }
 
@@ -63,7 +64,7 @@ type Config struct {
 // use Typed.
 type Factory func(ctx context.Context, env Env, cfg Config) (Instance, error)
 
-// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, Closer. It is used by many
+// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, StreamAccessor, StreamLogger, Closer. It is used by many
 // goroutines at once.
 type Instance any
 
@@ -87,6 +88,13 @@ type (
 	}
 	// Logger runs after the response.
 	Logger interface{ Log(*exchange.Exchange) }
+	// StreamAccessor runs when the route of a stream session is known, before the upstream is dialled; an *Exit ends the
+	// session. What it says is for the log: there is no way to say it to the client.
+	StreamAccessor interface {
+		StreamAccess(*exchange.Exchange) error
+	}
+	// StreamLogger runs at the end of a stream session.
+	StreamLogger interface{ StreamLog(*exchange.Exchange) }
 	// Closer frees what the instance holds once no exchange uses it.
 	Closer interface{ Close(context.Context) error }
 )

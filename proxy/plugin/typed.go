@@ -47,6 +47,10 @@ func SchemaOf(p Plugin) *schema.Schema {
 	}
 	config := i.Config
 	config.Name, config.Type, config.Required = "config", schema.RecordT, true
-	s.Fields = append(s.Fields, schema.Protocols(protocols...), config)
+	chosen := schema.Protocols(protocols...)
+	if i.Streams {
+		chosen.Elem.OneOf = schema.AllProtocols()
+	}
+	s.Fields = append(s.Fields, chosen, config)
 	return s
 }

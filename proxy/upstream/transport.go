@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"concord/proxy/dns"
@@ -48,6 +49,8 @@ type Transport struct {
 
 	mu        sync.RWMutex
 	endpoints map[endpointKey]*endpoint
+
+	turn atomic.Uint32 // which of several addresses of a name the next stream session comes to
 }
 
 // New makes a Transport; Close ends it.
@@ -200,7 +203,7 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 			return err
 		}
 	}
-	nc, err := t.dial(&x.Upstream, ep, at)
+	nc, err := t.dial(&x.Upstream, "tcp", ep, at)
 	if err != nil {
 		return err
 	}
@@ -214,7 +217,7 @@ func (t *Transport) exchangeHTTP2(x *exchange.Exchange, ep *endpoint, at netip.A
 		config = t.o.TLS
 	}
 	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: config, Name: ep.key.sni}, func() (net.Conn, error) {
-		nc, err := t.dial(&x.Upstream, ep, at)
+		nc, err := t.dial(&x.Upstream, "tcp", ep, at)
 		if err != nil {
 			return nil, err
 		}
@@ -267,7 +270,7 @@ func (t *Transport) Release(x *exchange.Exchange) {
 	}
 }
 
-func (t *Transport) dial(u *exchange.Upstream, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
+func (t *Transport) dial(u *exchange.Upstream, network string, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
 	if t.o.Guard != nil {
 		if err := t.o.Guard(at); err != nil {
 			return nil, &Error{Kind: Refused, Op: "dial", Addr: at, Err: err}
@@ -286,7 +289,7 @@ func (t *Transport) dial(u *exchange.Upstream, ep *endpoint, at netip.AddrPort) 
 		defer cancel()
 	}
 	d := net.Dialer{KeepAlive: 60 * time.Second}
-	nc, err := d.DialContext(ctx, "tcp", at.String())
+	nc, err := d.DialContext(ctx, network, at.String())
 	if err != nil {
 		return nil, &Error{Kind: connectKind(err), Op: "connect to", Addr: at, Err: err}
 	}

@@ -13,7 +13,7 @@ func ignoredKeys() []ignored {
 		{"the cluster keeps the configuration, there is no database", []string{"database", "pg_*", "cassandra_*", "db_*", "declarative_config_encryption_mode", "migrations_*"}},
 		{"every node does everything", []string{"role", "cluster_control_plane", "cluster_telemetry_*", "cluster_mtls", "cluster_cert", "cluster_cert_key", "cluster_ca_cert",
 			"cluster_server_name", "cluster_data_plane_purge_delay", "cluster_ocsp", "cluster_use_proxy", "cluster_dp_labels", "cluster_max_payload", "cluster_rpc*", "dedicated_config_processing", "proxy_server*"}},
-		{"there is no nginx inside", []string{"nginx_*", "stream_listen", "status_access_log", "status_error_log", "admin_error_log", "proxy_stream_*", "ssl_dhparam", "ssl_session_*", "ssl_prefer_server_ciphers",
+		{"there is no nginx inside", []string{"nginx_*", "status_access_log", "status_error_log", "admin_error_log", "proxy_stream_*", "ssl_dhparam", "ssl_session_*", "ssl_prefer_server_ciphers",
 			"upstream_keepalive", "client_max_body_size", "client_body_buffer_size", "mem_cache_size", "lmdb_*", "lua_*", "untrusted_lua*", "wasm*", "worker_*", "request_debug*", "host_port*", "port_maps", "kic"}},
 		{"changes are visible at once", []string{"worker_consistency", "worker_state_update_frequency"}},
 		{"nothing is ever reported to anybody", []string{"anonymous_reports"}},

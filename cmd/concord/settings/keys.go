@@ -40,6 +40,8 @@ func groups() []group {
 				Doc: "Where `concord start` sends the node's log. `concord run` logs on standard error."},
 			{Name: "proxy_access_log", Default: "logs/access.log", Form: "path or off", set: path(func(s *Settings) *string { return &s.ProxyAccessLog }),
 				Doc: "One line for each proxied request; `/dev/stdout` and `/dev/stderr` work. A reload opens the file anew, for log rotation."},
+			{Name: "proxy_stream_access_log", Default: "logs/access.log basic", Form: "path or off", set: streamLog,
+				Doc: "One line for each stream session, in Kong's format `basic` or, with `access_log_format = json`, as JSON."},
 			{Name: "access_log_format", Default: "combined", Form: "combined or json", set: logFormat,
 				Doc: "How the lines of `proxy_access_log` look: Kong's combined format, or one JSON object per line. Values of query parameters that carry credentials are replaced in both."},
 			{Name: "admin_access_log", Default: "logs/admin_access.log", Form: "path or off", set: path(func(s *Settings) *string { return &s.AdminAccessLog }),
@@ -52,6 +54,8 @@ func groups() []group {
 		{"Listeners", []Key{
 			{Name: "proxy_listen", Default: "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.ProxyListen }),
 				Doc: "Where clients send their requests. The flags are explained in [Listeners](listeners.md)."},
+			{Name: "stream_listen", Default: off, Form: "listeners or off", set: streamListeners(func(s *Settings) *[]listen.Spec { return &s.StreamListen }),
+				Doc: "Where stream routes are served: TCP, with the flag `ssl` TLS (ended here or passed through), with the flag `udp` datagrams. See [streams](streams.md)."},
 			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.AdminListen }),
 				Doc: "The Admin API. Only loopback addresses are accepted: it has no credentials yet, so the node refuses to start on any other."},
 			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.GUIListen }),

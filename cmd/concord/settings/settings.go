@@ -26,11 +26,13 @@ type Settings struct {
 
 	LogLevel       slog.Level
 	ProxyAccessLog string // absolute path, "" for off
+	StreamLog      string // likewise
 	AccessLogJSON  bool
 	AdminAccessLog string
 	ErrorLog       string // of a daemonised node
 
 	ProxyListen  []listen.Spec
+	StreamListen []listen.Spec
 	AdminListen  []listen.Spec
 	GUIListen    []listen.Spec
 	StatusListen []listen.Spec

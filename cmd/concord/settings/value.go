@@ -320,10 +320,40 @@ func splitAddr(v string) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// streamLog takes a path, and behind it the name of the only format there is.
+func streamLog(s *Settings, v string) error {
+	if fields := strings.Fields(v); len(fields) == 2 {
+		if fields[1] != "basic" {
+			return fmt.Errorf("%q is not a format of stream logs: write basic, or leave it out", fields[1])
+		}
+		v = fields[0]
+	}
+	return path(func(s *Settings) *string { return &s.StreamLog })(s, v)
+}
+
 // listeners takes Kong's "address:port flag flag, …".
 func listeners(f func(*Settings) *[]listen.Spec) setter {
 	return func(s *Settings, v string) error {
 		specs, err := listen.Parse(v)
+		for _, l := range specs {
+			if err == nil && l.UDP {
+				err = fmt.Errorf("%q: udp is for stream_listen", l)
+			}
+		}
+		*f(s) = specs
+		return err
+	}
+}
+
+// streamListeners takes what nginx takes for streams.
+func streamListeners(f func(*Settings) *[]listen.Spec) setter {
+	return func(s *Settings, v string) error {
+		specs, err := listen.Parse(v)
+		for _, l := range specs {
+			if err == nil && l.HTTP2 {
+				err = fmt.Errorf("%q: http2 is for proxy_listen: streams know no HTTP", l)
+			}
+		}
 		*f(s) = specs
 		return err
 	}

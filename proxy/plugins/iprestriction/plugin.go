@@ -20,7 +20,7 @@ func Plugin() plugin.Plugin {
 	addresses := schema.IPOrCIDR("")
 	return plugin.Plugin{
 		Info: plugin.Info{
-			Name: "ip-restriction", Priority: 990, Protocols: []string{"http", "https", "tcp", "tls", "grpc", "grpcs"},
+			Name: "ip-restriction", Priority: 990, Protocols: []string{"http", "https", "tcp", "tls", "grpc", "grpcs"}, Streams: true,
 			Config: schema.Field{Fields: []schema.Field{
 				{Name: "allow", Type: schema.Array, Elem: &addresses, Description: "Addresses and ranges that may pass; all others may not."},
 				{Name: "deny", Type: schema.Array, Elem: &addresses, Description: "Addresses and ranges that may not pass, even if allowed."},
@@ -89,6 +89,9 @@ func (i *instance) Access(x *exchange.Exchange) error {
 	}
 	return nil
 }
+
+// StreamAccess implements plugin.StreamAccessor.
+func (i *instance) StreamAccess(x *exchange.Exchange) error { return i.Access(x) }
 
 // ranges are addresses, in order and apart from each other, so that one binary search finds an address in any number of them.
 type ranges []span

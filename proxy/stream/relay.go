@@ -1,0 +1,234 @@
+package stream
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// relay passes bytes between a client and an upstream until both have said all, one fails, or both are silent for too long.
+type relay struct {
+	up, down    half // client to upstream, upstream to client
+	idle, write time.Duration
+	last        atomic.Int64 // when bytes came from either side, Unix milliseconds
+}
+
+// half is one direction. in and out count bytes.
+type half struct {
+	r         *relay
+	src, dst  net.Conn
+	in, out   int64
+	writeFrom time.Time // when the deadline of writes was set
+}
+
+// defaultTimeout is Kong's of services.
+const defaultTimeout = time.Minute
+
+func newRelay(client, upstream net.Conn, idle, write time.Duration) *relay {
+	if idle <= 0 {
+		idle = defaultTimeout
+	}
+	if write <= 0 {
+		write = defaultTimeout
+	}
+	r := &relay{idle: idle, write: write}
+	r.up, r.down = half{r: r, src: client, dst: upstream}, half{r: r, src: upstream, dst: client}
+	return r
+}
+
+// run sends first to the upstream, then what the client sends. An end of one side is passed on to the other, which may go on; a
+// failure ends both.
+func (r *relay) run(first []byte) {
+	r.touch()
+	deadline := time.Now().Add(r.idle)
+	_ = r.up.src.SetReadDeadline(deadline)
+	_ = r.down.src.SetReadDeadline(deadline)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		r.up.in += int64(len(first))
+		err := r.up.send(first)
+		if err == nil {
+			err = r.up.copy()
+		}
+		r.finish(&r.up, err)
+	})
+	r.finish(&r.down, r.down.copy())
+	wg.Wait()
+}
+
+func (r *relay) finish(h *half, err error) {
+	if err == nil {
+		if c, ok := h.dst.(interface{ CloseWrite() error }); ok && c.CloseWrite() == nil {
+			return
+		}
+	}
+	_ = h.src.Close()
+	_ = h.dst.Close()
+}
+
+func (r *relay) touch() { r.last.Store(time.Now().UnixMilli()) }
+
+// expired is asked when a read has come to its deadline. While either side is active, it sets the next one.
+func (r *relay) expired(c net.Conn) bool {
+	until := time.UnixMilli(r.last.Load()).Add(r.idle)
+	if !until.After(time.Now()) {
+		return true
+	}
+	return c.SetReadDeadline(until) != nil
+}
+
+func (h *half) send(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	h.mayWrite()
+	n, err := h.dst.Write(b)
+	h.out += int64(n)
+	return err
+}
+
+// mayWrite gives the next write its time. To set a deadline costs more than to look whether that is needed.
+func (h *half) mayWrite() {
+	if now := time.Now(); now.Sub(h.writeFrom) > h.r.write/8 {
+		h.writeFrom = now
+		_ = h.dst.SetWriteDeadline(now.Add(h.r.write))
+	}
+}
+
+// copy returns nil at the end of src.
+func (h *half) copy() error {
+	src, isTCP := h.src.(*net.TCPConn)
+	if !isTCP {
+		return h.copyBuffered()
+	}
+	dst, _ := h.dst.(*net.TCPConn)
+	return h.copySocket(dst, src)
+}
+
+// buffers are held only while bytes are under way, but for TLS.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+const bufferSize = 32 << 10
+
+// copySocket reads without a buffer to wait with: thousands of silent connections cost no memory. What does not fit the buffer goes from
+// socket to socket inside the kernel (splice) if dst is one too.
+func (h *half) copySocket(dst, src *net.TCPConn) error {
+	rc, err := src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var (
+		buf     *[bufferSize]byte
+		n       int
+		readErr error
+		bulk    = io.LimitedReader{R: src}
+	)
+	drop := func() {
+		if buf != nil {
+			buffers.Put(buf)
+			buf = nil
+		}
+	}
+	defer drop()
+	read := func(fd uintptr) bool {
+		if buf == nil {
+			buf = buffers.Get().(*[bufferSize]byte)
+		}
+		for {
+			n, readErr = syscall.Read(int(fd), buf[:])
+			if readErr != syscall.EINTR {
+				break
+			}
+		}
+		if readErr == syscall.EAGAIN {
+			drop()
+			return false
+		}
+		return true
+	}
+	available := 0
+	look := func(fd uintptr) { available, readErr = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }
+	for {
+		if err := rc.Read(read); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) && !h.r.expired(src) {
+				continue
+			}
+			return err
+		}
+		if readErr != nil {
+			return readErr
+		}
+		if n == 0 {
+			return nil
+		}
+		h.in += int64(n)
+		h.r.touch()
+		if err := h.send(buf[:n]); err != nil {
+			return err
+		}
+		for n == bufferSize && dst != nil {
+			if err := rc.Control(look); err != nil || readErr != nil || available < bufferSize {
+				break
+			}
+			drop()
+			h.mayWrite()
+			_ = src.SetReadDeadline(time.Now().Add(h.r.idle)) // not to pass in the middle
+			bulk.N = int64(min(available, maxSplice))
+			k, err := dst.ReadFrom(&bulk)
+			h.in += k
+			h.out += k
+			h.r.touch()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// maxSplice is how much a receiver must take before its write timeout passes.
+const maxSplice = 256 << 10
+
+// copyBuffered is for TLS, which reads into the bytes it is given: few while nothing comes, more when they do not suffice.
+func (h *half) copyBuffered() error {
+	var few [1024]byte
+	buf := few[:]
+	var many *[bufferSize]byte
+	defer func() {
+		if many != nil {
+			buffers.Put(many)
+		}
+	}()
+	for {
+		n, err := h.src.Read(buf)
+		if n > 0 {
+			h.in += int64(n)
+			h.r.touch()
+			if err := h.send(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if h.r.expired(h.src) {
+				return err
+			}
+		case err != nil:
+			return err
+		case n == len(few) && many == nil:
+			many = buffers.Get().(*[bufferSize]byte)
+			buf = many[:]
+		case n <= len(few) && many != nil:
+			buffers.Put(many)
+			many, buf = nil, few[:]
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package upstream
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+
+	"concord/proxy/exchange"
+)
+
+// Connect opens a connection of a stream session to x.Upstream, with TLS when its Scheme is "tls"; network is "tcp" or "udp". It is
+// the caller's alone. A connection that cannot be made is tried again as for RoundTrip. The error is an *Error.
+func (t *Transport) Connect(x *exchange.Exchange, network string) (net.Conn, error) {
+	turn := 0
+	for try := 0; ; try++ {
+		x.Tries = try + 1
+		nc, err := t.connect(x, network, &turn, try)
+		if err == nil {
+			return nc, nil
+		}
+		if try >= x.Upstream.Retries || err.Kind == Refused || err.Kind == Resolve {
+			return nil, err
+		}
+		if x.Upstream.Retry != nil && x.Upstream.Retry(x, err) != nil {
+			return nil, err
+		}
+	}
+}
+
+func (t *Transport) connect(x *exchange.Exchange, network string, turn *int, try int) (net.Conn, *Error) {
+	u := &x.Upstream
+	ep := &endpoint{}
+	if a, err := netip.ParseAddr(strings.Trim(u.Host, "[]")); err == nil {
+		x.Peer = netip.AddrPortFrom(a.Unmap(), uint16(u.Port))
+	} else {
+		places, err := t.names.lookup(u.Host, u.ConnectTimeout)
+		if err != nil {
+			return nil, &Error{Kind: Resolve, Op: "resolve " + u.Host, Err: err}
+		}
+		if try == 0 {
+			*turn = int(t.turn.Add(1) % uint32(len(places)))
+		}
+		if x.Peer = places[(*turn+try)%len(places)]; x.Peer.Port() == 0 {
+			x.Peer = netip.AddrPortFrom(x.Peer.Addr(), uint16(u.Port))
+		}
+	}
+	if u.Scheme == "tls" {
+		base := u.TLS
+		if base == nil {
+			base = t.o.TLS
+		}
+		ep.key.tls, ep.config = true, base.Clone()
+		ep.config.ServerName = serverName(u.HostHeader)
+	}
+	return t.dial(u, network, ep, x.Peer)
+}

@@ -1,0 +1,220 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"concord/test/harness"
+)
+
+// A stream gateway as an administrator sets it up: by the Admin API, with clients that speak TCP, TLS and UDP.
+func TestStreams(t *testing.T) {
+	t.Parallel()
+	plain, secure, datagrams := harness.FreePort(t), harness.FreePort(t), harness.FreePort(t)
+	logs := filepath.Join(t.TempDir(), "stream.log")
+	n := harness.NewNode(t, "streams", fmt.Sprintf("CONCORD_STREAM_LISTEN=127.0.0.1:%d, 127.0.0.1:%d ssl, 127.0.0.1:%d udp", plain, secure, datagrams),
+		"CONCORD_PROXY_STREAM_ACCESS_LOG="+logs+" basic")
+	n.Start()
+	create := func(path string, fields ...string) {
+		t.Helper()
+		if a := n.Form("POST", path, fields...); a.Status != 201 {
+			t.Fatalf("POST %s: %d %s", path, a.Status, a.Body)
+		}
+	}
+	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+	create("/upstreams", "name", "echo", "healthchecks.passive.type", "tcp", "healthchecks.passive.unhealthy.tcp_failures", "1")
+	one := streamBackend(t, func(c net.Conn) { echoUntilEnd(c, "one ") })
+	two := streamBackend(t, func(c net.Conn) { echoUntilEnd(c, "two ") })
+	create("/upstreams/echo/targets", "target", one.Addr().String())
+	create("/upstreams/echo/targets", "target", two.Addr().String())
+	create("/services", "name", "echo", "protocol", "tcp", "host", "echo", "port", "1")
+	create("/services/echo/routes", "name", "echo", "protocols[]", "tcp", "destinations[1].port", fmt.Sprint(plain))
+
+	t.Run("tcp, half-closed", func(t *testing.T) {
+		seen := map[string]bool{}
+		for range 4 {
+			got := converse(t, dialStream(t, at(plain)), "hello")
+			word, rest, _ := strings.Cut(got, " ")
+			if rest != "hello" {
+				t.Fatalf("got %q", got)
+			}
+			seen[word] = true
+		}
+		if !seen["one"] || !seen["two"] {
+			t.Errorf("not both targets were asked: %v", seen)
+		}
+	})
+	t.Run("a target that is gone", func(t *testing.T) {
+		one.Close()
+		for range 6 {
+			if got := converse(t, dialStream(t, at(plain)), "hello"); got != "two hello" {
+				t.Fatalf("got %q", got)
+			}
+		}
+	})
+	t.Run("tls", func(t *testing.T) {
+		write(t, n, "POST", "/certificates", issue(t, "term.example.com", nil).body("term.example.com"), 201)
+		create("/services/echo/routes", "name", "term", "protocols[]", "tls", "snis[]", "term.example.com")
+		for _, name := range []string{"a", "b"} {
+			host := name + ".example.com"
+			id := issue(t, host, nil)
+			pair := tls.Certificate{Certificate: [][]byte{id.cert.Raw}, PrivateKey: id.key}
+			ln := streamBackend(t, func(c net.Conn) {
+				echoUntilEnd(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}}), name+" ")
+			})
+			create("/services", "name", name, "protocol", "tcp", "host", "127.0.0.1", "port", fmt.Sprint(ln.Addr().(*net.TCPAddr).Port))
+			create("/services/"+name+"/routes", "name", name, "protocols[]", "tls_passthrough", "snis[]", host)
+		}
+		for host, want := range map[string]string{"term.example.com": "two hello", "a.example.com": "a hello", "b.example.com": "b hello"} {
+			c := tls.Client(dialStream(t, at(secure)), &tls.Config{ServerName: host, InsecureSkipVerify: true})
+			if err := c.Handshake(); err != nil {
+				t.Fatalf("%s: %v", host, err)
+			}
+			if got := c.ConnectionState().PeerCertificates[0].Subject.CommonName; got != host {
+				t.Errorf("%s: certificate of %s", host, got)
+			}
+			if got := converse(t, c, "hello"); got != want {
+				t.Errorf("%s: got %q, want %q", host, got, want)
+			}
+		}
+	})
+	t.Run("udp", func(t *testing.T) {
+		server, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		go func() {
+			buf := make([]byte, 2048)
+			for {
+				k, from, err := server.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = server.WriteTo(append([]byte("udp "), buf[:k]...), from)
+			}
+		}()
+		create("/services", "name", "datagrams", "protocol", "udp", "host", "127.0.0.1", "port", fmt.Sprint(server.LocalAddr().(*net.UDPAddr).Port))
+		create("/services/datagrams/routes", "protocols[]", "udp", "destinations[1].port", fmt.Sprint(datagrams))
+		var wg sync.WaitGroup
+		for i := range 2 {
+			wg.Go(func() {
+				c, err := net.Dial("udp", at(datagrams))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				text := fmt.Sprintf("client %d", i)
+				buf := make([]byte, 2048)
+				for range 40 {
+					_, _ = c.Write([]byte(text))
+					_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+					if k, err := c.Read(buf); err == nil {
+						if got := string(buf[:k]); got != "udp "+text {
+							t.Errorf("got %q", got)
+						}
+						return
+					}
+				}
+				t.Error("no answer")
+			})
+		}
+		wg.Wait()
+	})
+	t.Run("admin port", func(t *testing.T) {
+		_, port, _ := net.SplitHostPort(n.Admin)
+		create("/services", "name", "admin", "protocol", "tcp", "host", "127.0.0.1", "port", port)
+		create("/services/admin/routes", "protocols[]", "tcp", "sources[1].ip", "127.0.0.77", "destinations[1].port", fmt.Sprint(plain))
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}
+		c, err := d.Dial("tcp", at(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = io.WriteString(c, "GET / HTTP/1.0\r\n\r\n")
+		if b, _ := io.ReadAll(c); len(b) > 0 {
+			t.Errorf("the Admin API answered: %q", b)
+		}
+	})
+	if code := n.Stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	text, err := os.ReadFile(logs)
+	if err != nil || !strings.Contains(string(text), "] TCP 200 9 5 ") || !strings.Contains(string(text), "] TCP 502 0 0 ") {
+		t.Errorf("access log: %v\n%s", err, text)
+	}
+}
+
+// streamBackend handles every connection with f.
+func streamBackend(t *testing.T, f func(net.Conn)) net.Listener {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				f(c)
+			}()
+		}
+	}()
+	return ln
+}
+
+// echoUntilEnd says everything back, behind a word, once the other side has ended.
+func echoUntilEnd(c net.Conn, word string) {
+	all, err := io.ReadAll(c)
+	if err != nil {
+		return
+	}
+	_, _ = io.WriteString(c, word+string(all))
+	_ = c.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+func dialStream(t *testing.T, addr string) *net.TCPConn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c.(*net.TCPConn)
+}
+
+// converse says a text, ends its part and returns the answer.
+func converse(t *testing.T, c interface {
+	io.ReadWriter
+	CloseWrite() error
+}, text string,
+) string {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatalf("%q, then %v", b, err)
+	}
+	return string(b)
+}
