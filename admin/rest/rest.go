@@ -75,6 +75,7 @@ func New(o Options) *API {
 	a.debugRoutes()
 	a.schemaRoutes()
 	a.entityRoutes()
+	a.apiRoutes()
 	a.upstreamRoutes()
 	a.clusterRoutes()
 	a.configRoutes()
