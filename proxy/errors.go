@@ -342,6 +342,9 @@ func (h *Handler) upstreamFailed(x *exchange.Exchange, err error) error {
 	if errors.Is(err, errTooLarge) {
 		return errTooLarge
 	}
+	if errors.Is(err, errPanic) {
+		return errPanic
+	}
 	f := &failure{status: 502, nginx: true, cause: err}
 	var e *upstream.Error
 	if errors.As(err, &e) {

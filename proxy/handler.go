@@ -192,8 +192,12 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	if err := h.checkProtocol(x, r); err != nil {
 		return err
 	}
+	body := x.Request.Body
 	if err := h.access(x, r); err != nil {
 		return err
+	}
+	if x.Request.Body != body && !x.Request.InMemory() {
+		x.Request.Body = &watchedBody{x.Request.Body, h} // a plugin's code will run where the body is read
 	}
 	if x.Upstream.Host == "" {
 		return errNoService
@@ -327,6 +331,22 @@ func (h *Handler) filterHeaders(x *exchange.Exchange, steps []*dataplane.Step) (
 	}
 	return nil
 }
+
+// watchedBody makes a panic of a plugin that watches the request body the failure of that body: it may be read by a
+// goroutine in which a panic would end the process.
+type watchedBody struct {
+	exchange.Body
+	h *Handler
+}
+
+// Next implements exchange.Body.
+func (b *watchedBody) Next() (chunk []byte, err error) {
+	defer b.h.recovered("request body", &err)
+	return b.Body.Next()
+}
+
+// Ready implements exchange.Readier.
+func (b *watchedBody) Ready() bool { return exchange.Ready(b.Body) }
 
 // Finish is called when the response was written or given up.
 func (h *Handler) Finish(x *exchange.Exchange) {

@@ -167,3 +167,22 @@ func TestPanics(t *testing.T) {
 		}
 	}
 }
+
+// panicky is a request body wrapped by a plugin.
+type panicky struct{ exchange.Body }
+
+func (panicky) Next() ([]byte, error) { panic("boom") }
+
+func TestPanicInRequestBody(t *testing.T) {
+	g := start(t, nil, hooked("boom", 1, func(plugin.Config) hook {
+		return hook{access: func(x *exchange.Exchange) error { x.Request.Body = panicky{x.Request.Body}; return nil }}
+	}))
+	g.put(fx.Route("x", "svc", "/x"), fx.Plugin("p", "boom", "{}", "x", "", ""), fx.Route("y", "svc", "/y"))
+	a := g.do("POST /x HTTP/1.1", "Transfer-Encoding: chunked", "Host: gw", "", "1", "a", "0", "", "")
+	if a.StatusCode != 500 || a.body != `{"message":"An unexpected error occurred"}` || g.h.Stats().Panics.Load() != 1 {
+		t.Errorf("%d %q, %d counted", a.StatusCode, a.body, g.h.Stats().Panics.Load())
+	}
+	if a := g.get("/y"); a.StatusCode != 200 {
+		t.Error(a.StatusCode)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"concord/proxy/exchange"
@@ -36,6 +37,7 @@ type ClientConn struct {
 	wire
 	lim     Limits
 	onReady func(fd uintptr) bool // ready, bound once
+	onGone  func()                // clientLeft, bound once
 	uses    int
 
 	// One exchange.
@@ -54,6 +56,7 @@ type ClientConn struct {
 	tunnel  bool
 	broken  bool
 	sending *sender
+	gone    atomic.Bool // the client of the exchange has left
 }
 
 // NewClientConn takes over nc.
@@ -61,7 +64,7 @@ func NewClientConn(nc net.Conn, clock *Clock, lim Limits) *ClientConn {
 	lim.setDefaults()
 	c := &ClientConn{lim: lim}
 	c.open(nc, clock)
-	c.onReady = c.ready
+	c.onReady, c.onGone = c.ready, c.clientLeft
 	return c
 }
 
@@ -86,6 +89,8 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	c.big, c.r, c.e, c.scanned, c.infos = nil, 0, 0, 0, 0
 	c.probe, c.wrote, c.got, c.err, c.tunnel, c.broken = c.uses > 0, false, false, nil, false, false
 	c.uses++
+	c.gone.Store(false)
+	x.OnGone(c.onGone)
 	b, ok := appendRequest(c.out.b[:0], x)
 	if !ok {
 		c.broken = true
@@ -118,10 +123,20 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	}
 	if err != nil {
 		c.broken = true
+		if c.gone.Load() {
+			return &RequestBodyError{errGone}
+		}
 		return err
 	}
 	x.Proxied = true
 	return nil
+}
+
+// clientLeft runs when the client of the exchange has given up: whoever waits for the upstream returns.
+func (c *ClientConn) clientLeft() {
+	c.gone.Store(true)
+	_ = c.nc.SetReadDeadline(longAgo)
+	_ = c.nc.SetWriteDeadline(longAgo)
 }
 
 // roundTripRaw writes the request inside the RawConn callback, when the poller has just been armed: the first read is then
@@ -315,7 +330,10 @@ func (c *ClientConn) head() (done bool, err error) {
 // Release ends the exchange and tells whether the connection can carry another one: the answer was read completely,
 // nothing followed it, and the request was sent completely.
 func (c *ClientConn) Release() bool {
-	reusable := !c.broken && !c.tunnel && c.x != nil && c.x.Request.Upgrade == "" && c.f.persistent()
+	if c.x != nil {
+		c.x.OnGone(nil)
+	}
+	reusable := !c.gone.Load() && !c.broken && !c.tunnel && c.x != nil && c.x.Request.Upgrade == "" && c.f.persistent()
 	if c.sending != nil && !c.stopSending() {
 		reusable = false
 	}

@@ -3,6 +3,7 @@ package h1
 import (
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,6 +79,7 @@ func (c *Clock) sweep() {
 		if t := a.wr.Load(); t > 0 && now >= t && a.wr.CompareAndSwap(t, fired) {
 			_ = a.nc.SetWriteDeadline(longAgo)
 		}
+		a.look(now)
 	}
 }
 
@@ -87,6 +89,40 @@ type alarm struct {
 	clock  *Clock
 	rd, wr atomic.Int64
 	index  int
+
+	// Of client connections: while an exchange runs nobody reads from the client, so the clock looks whether it is still there.
+	busy atomic.Int64 // 0: no exchange; the clock's ms when it was looked last, or looking, or told
+	left func()       // runs when the client has left, bound once
+}
+
+const (
+	lookEvery = 1000 // ms
+	looking   = -1
+	told      = -2
+)
+
+func (a *alarm) watch() { a.busy.Store(a.clock.ms.Load()) }
+
+// unwatch returns when left does not run any more.
+func (a *alarm) unwatch() {
+	for {
+		if t := a.busy.Load(); t != looking && a.busy.CompareAndSwap(t, 0) {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+func (a *alarm) look(now int64) {
+	t := a.busy.Load()
+	if t <= 0 || now-t < lookEvery || !a.busy.CompareAndSwap(t, looking) {
+		return
+	}
+	if peerEnded(a.nc) {
+		a.left()
+		now = told
+	}
+	a.busy.Store(now)
 }
 
 func (a *alarm) attach(nc net.Conn, c *Clock) {

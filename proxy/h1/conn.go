@@ -353,8 +353,10 @@ func (c *conn) exchangeOn(fd int) bool {
 		}
 		x.Request.Body = &w.body
 	}
+	c.watch()
 	c.s.o.Handler.Serve(x)
 	keep := c.respond(streamed)
+	c.unwatch()
 	if streamed {
 		x.BytesReceived += w.body.got.Load()
 	}
@@ -372,6 +374,9 @@ func (c *conn) exchangeOn(fd int) bool {
 	x.Reset()
 	return keep
 }
+
+// clientLeft is called by the clock while an exchange runs.
+func (c *conn) clientLeft() { c.w.x.Gone() }
 
 // afterBody takes over the bytes behind a request body that was read from the connection.
 func (c *conn) afterBody() bool {

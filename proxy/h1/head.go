@@ -45,6 +45,7 @@ var (
 	errHeaderTime   = &Fault{408, "RFC 9110 §15.5.9", "header section did not arrive in time"}
 	errBodyTime     = &Fault{408, "RFC 9110 §15.5.9", "body did not arrive in time"}
 	errBodyCut      = &Fault{400, "RFC 9112 §8", "connection ended within the body"}
+	errGone         = &Fault{499, "RFC 9112 §9.6", "the client gave up"}
 	errStatusLine   = &Fault{502, "RFC 9112 §4", "malformed status line"}
 	errChunk        = &Fault{400, "RFC 9112 §7.1", "malformed chunk"}
 	errChunkExt     = &Fault{400, "RFC 9112 §7.1.1", "chunk extensions are too large"}

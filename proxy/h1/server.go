@@ -140,6 +140,7 @@ func (s *Server) ServeConn(nc net.Conn, info ConnInfo) {
 	if c.info.Serial == 0 {
 		c.info.Serial = s.serial.Add(1)
 	}
+	c.left = c.clientLeft
 	c.open(nc, s.o.Clock)
 	s.mu.Lock()
 	s.conns[c] = struct{}{}

@@ -14,6 +14,7 @@ func (c *conn) tunnel() {
 	w, x := c.w, &c.w.x
 	up := x.Response.Tunnel
 	defer up.Close()
+	c.unwatch() // both sides are read now
 	b := append(w.out[:0], "HTTP/1.1 101 Switching Protocols\r\n"...)
 	lines := 3
 	for i := range x.Response.Header.Fields {

@@ -358,6 +358,9 @@ type replayed struct {
 	first []byte
 }
 
+// NetConn is the connection below, as of a *tls.Conn.
+func (r *replayed) NetConn() net.Conn { return r.Conn }
+
 func (r *replayed) Read(p []byte) (int, error) {
 	if len(r.first) > 0 {
 		n := copy(p, r.first)
