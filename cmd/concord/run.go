@@ -29,6 +29,7 @@ import (
 	"concord/proxy"
 	"concord/proxy/balancer"
 	"concord/proxy/dataplane"
+	"concord/proxy/dns"
 	"concord/proxy/h1"
 	"concord/proxy/listen"
 	"concord/proxy/plugin"
@@ -182,12 +183,15 @@ func (n *node) start() error {
 	}
 	n.notice("listening", "for", "cluster_listen", "address", n.s.ClusterListen, "advertised", n.cluster.Address(), "tls", true)
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
-	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log})
+	names, policy := dns.System{Servers: n.s.DNSServers, Hosts: dns.NewHosts(n.s.DNSHostsFile)}, n.s.DNS
+	policy.StaleTTL, policy.ErrorTTL, policy.NotFoundTTL = orElse(policy.StaleTTL, -1), orElse(policy.ErrorTTL, -1), orElse(policy.NotFoundTTL, -1)
+	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log, Resolver: names, DNS: policy})
 	n.compiler = dataplane.New(dataplane.Options{
 		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client,
 		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname},
 	})
 	n.upstream = upstream.New(upstream.Options{
+		Resolver: names, DNS: policy, MaxNames: n.s.DNSCacheSize,
 		Guard: upstream.KeepOut(n.ownPorts), MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),
 		IdleTimeout: orElse(n.s.UpstreamKeepaliveIdleTimeout, math.MaxInt64), Log: n.log,
 	})

@@ -22,7 +22,7 @@ type Resolver interface {
 	Services(ctx context.Context, name string) ([]*net.SRV, time.Duration, error)
 }
 
-// Policy says what is asked and how long answers are used. Zero values mean the defaults, which are Kong's.
+// Policy says what is asked and how long answers are used. Zero values mean the defaults, which are Kong's; negative times mean none.
 type Policy struct {
 	// Order are the kinds of records to ask for, the first that there are win: LAST (the kind that was found last time), SRV, A, AAAA. Default
 	// LAST, SRV, A. CNAMEs are followed in any case.
@@ -67,6 +67,8 @@ const (
 	// minTTL and maxTTL bound how long an answer holds, whatever it says.
 	minTTL = time.Second
 	maxTTL = time.Hour
+	// minRetry keeps a name that cannot be resolved from being asked for all the time.
+	minRetry = 10 * time.Millisecond
 )
 
 var errNoAddress = errors.New("the name has no address")
@@ -79,10 +81,11 @@ func NotFound(err error) bool {
 
 // Retry is how long a failure holds: failures is how many there were before it, in a row.
 func (p *Policy) Retry(err error, failures int) time.Duration {
-	if NotFound(err) {
-		return p.NotFoundTTL
+	hold := p.NotFoundTTL
+	if !NotFound(err) {
+		hold = min(max(p.ErrorTTL, minRetry)<<min(failures, 5), max(p.NotFoundTTL, p.ErrorTTL))
 	}
-	return min(p.ErrorTTL<<min(failures, 5), max(p.NotFoundTTL, p.ErrorTTL))
+	return max(hold, minRetry)
 }
 
 // Lookup asks r. last is the kind of the last answer, "" at first; services makes it ask for SRV records first, whatever the order. Names that

@@ -474,6 +474,37 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestServices: SRV records of a service's host tell ports, by weight; failures are remembered, and not for any number of names.
+func TestServices(t *testing.T) {
+	a, b := newServer(t, nil, okay), newServer(t, nil, okay)
+	r := &changing{addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, srv: []*net.SRV{
+		{Target: "s.test.", Port: uint16(a.port()), Weight: 30}, {Target: "s.test.", Port: uint16(b.port()), Weight: 10},
+	}}
+	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: time.Hour}, MaxNames: 5})
+	for range 40 {
+		mustDo(t, tr, request("GET", "web.test", 80), "ok")
+	}
+	if x, y := a.reqs.Load(), b.reqs.Load(); x != 30 || y != 10 {
+		t.Errorf("%d and %d requests", x, y)
+	}
+	r.mu.Lock()
+	r.srv, r.err, r.calls = nil, errors.New("no network"), 0
+	r.mu.Unlock()
+	for range 20 {
+		if _, err := do(tr, request("GET", "broken.test", 80)); kind(err) != Resolve {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		_, _ = do(tr, request("GET", fmt.Sprint(i, ".test"), 80))
+	}
+	tr.names.mu.RLock()
+	defer tr.names.mu.RUnlock()
+	if r.calls != 21 || len(tr.names.m) > 5 {
+		t.Errorf("%d questions, %d names remembered", r.calls, len(tr.names.m))
+	}
+}
+
 func TestTLS(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

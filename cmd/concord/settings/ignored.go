@@ -16,9 +16,10 @@ func ignoredKeys() []ignored {
 		{"there is no nginx inside", []string{"nginx_*", "status_access_log", "status_error_log", "admin_error_log", "proxy_stream_*", "ssl_dhparam", "ssl_session_*", "ssl_prefer_server_ciphers",
 			"upstream_keepalive", "client_max_body_size", "client_body_buffer_size", "mem_cache_size", "lmdb_*", "lua_*", "untrusted_lua*", "wasm*", "worker_*", "request_debug*", "host_port*", "port_maps", "kic"}},
 		{"changes are visible at once", []string{"worker_consistency", "worker_state_update_frequency"}},
+		{"a name is looked up once for all who ask", []string{"dns_no_sync", "dns_stale_refresh*", "new_dns_client", "resolver_mem_cache_size"}},
 		{"nothing is ever reported to anybody", []string{"anonymous_reports"}},
-		{"not in this version", []string{"nginx_admin_client_max_body_size", "lua_ssl_verify_depth", "declarative_config", "declarative_config_string", "admin_gui_*", "status_ssl_*", "ssl_ciphers", "dns_*", "new_dns_client",
-			"resolver_*", "router_flavor", "tracing_*", "opentelemetry_tracing*", "node_id", "vaults", "vault_*", "pluginserver_*", "enforce_rbac", "admin_gui_auth*", "portal*",
+		{"not in this version", []string{"nginx_admin_client_max_body_size", "lua_ssl_verify_depth", "declarative_config", "declarative_config_string", "admin_gui_*", "status_ssl_*", "ssl_ciphers",
+			"router_flavor", "tracing_*", "opentelemetry_tracing*", "node_id", "vaults", "vault_*", "pluginserver_*", "enforce_rbac", "admin_gui_auth*", "portal*",
 			"status_listen_ssl", "license_*", "stream_proxy_ssl*", "route_validation_strategy", "log_dynamic*", "konnect_mode", "analytics_*", "debug_listen*"}},
 	}
 }

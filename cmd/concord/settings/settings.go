@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"concord/proxy"
+	"concord/proxy/dns"
 	"concord/proxy/listen"
 )
 
@@ -78,6 +79,11 @@ type Settings struct {
 	KeepaliveRequests   int
 	MaxConns            int // of clients
 	MaxInFlight         int // requests; 0: no limit
+
+	DNS          dns.Policy // TTLs of 0 as they are written: none
+	DNSServers   []string   // host:port
+	DNSHostsFile string
+	DNSCacheSize int
 
 	UpstreamKeepalivePoolSize    int
 	UpstreamKeepaliveMaxRequests int

@@ -391,3 +391,36 @@ func logFormat(s *Settings, v string) error {
 	s.AccessLogJSON = v == "json"
 	return nil
 }
+
+// resolvers takes addresses of name servers.
+func resolvers(s *Settings, v string) error {
+	s.DNSServers = nil
+	for _, e := range splitList(v) {
+		at, err := netip.ParseAddrPort(e)
+		if err != nil {
+			var a netip.Addr
+			if a, err = netip.ParseAddr(strings.Trim(e, "[]")); err != nil {
+				return fmt.Errorf("%q is not the address of a name server, such as 10.0.0.2 or 127.0.0.1:8600", e)
+			}
+			at = netip.AddrPortFrom(a, 53)
+		}
+		s.DNSServers = append(s.DNSServers, at.String())
+	}
+	return nil
+}
+
+// dnsOrder takes kinds of records.
+func dnsOrder(s *Settings, v string) error {
+	s.DNS.Order = nil
+	for _, e := range splitList(v) {
+		e = strings.ToUpper(e)
+		if !slices.Contains([]string{"LAST", "SRV", "A", "AAAA", "CNAME"}, e) {
+			return fmt.Errorf("%q is not a kind of record (LAST, SRV, A, AAAA, CNAME)", e)
+		}
+		s.DNS.Order = append(s.DNS.Order, e)
+	}
+	if !slices.Contains(s.DNS.Order, "A") && !slices.Contains(s.DNS.Order, "AAAA") {
+		return errors.New("lacks A and AAAA: without addresses nothing can be reached")
+	}
+	return nil
+}
