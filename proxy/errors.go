@@ -198,7 +198,7 @@ func (h *Handler) template(x *exchange.Exchange, status int, message string, ngi
 	p.Status = status
 	if isGRPC(x) {
 		p.Header.Set("Content-Type", "application/grpc")
-		p.Header.Set("grpc-status", strconv.Itoa(grpcStatus(status)))
+		p.Header.Set("grpc-status", strconv.Itoa(exchange.GRPCStatus(status)))
 		p.Header.Set("grpc-message", message)
 		p.SetBody(nil)
 		return
@@ -296,41 +296,6 @@ func knownType(s string) mediaType {
 		return typeXML
 	}
 	return typeNone
-}
-
-// grpcStatus is Kong's table of gRPC statuses.
-func grpcStatus(http int) int {
-	switch http {
-	case 200:
-		return 0
-	case 400:
-		return 3
-	case 401:
-		return 16
-	case 403:
-		return 7
-	case 404:
-		return 5
-	case 409:
-		return 6
-	case 429:
-		return 8
-	case 499:
-		return 1
-	case 501:
-		return 12
-	case 503:
-		return 14
-	case 504:
-		return 4
-	}
-	switch http / 100 {
-	case 5:
-		return 13
-	case 4:
-		return 3
-	}
-	return 2
 }
 
 // upstreamFailed maps what went wrong with the upstream to Kong's answers.

@@ -31,7 +31,7 @@ func answerGRPC(x *exchange.Exchange) {
 	h := &r.Header
 	message := h.Get("grpc-message")
 	if !h.Has("grpc-status") {
-		h.Set("grpc-status", strconv.Itoa(grpcStatus(r.Status)))
+		h.Set("grpc-status", strconv.Itoa(exchange.GRPCStatus(r.Status)))
 		if message == "" {
 			message = grpcMessage(r)
 		}
@@ -95,39 +95,4 @@ func escapeMessage(m string) string {
 		}
 	}
 	return b.String()
-}
-
-// grpcStatus is Kong's table.
-func grpcStatus(status int) int {
-	switch status {
-	case 200:
-		return 0
-	case 400:
-		return 3
-	case 401:
-		return 16
-	case 403:
-		return 7
-	case 404:
-		return 5
-	case 409:
-		return 6
-	case 429:
-		return 8
-	case 499:
-		return 1
-	case 501:
-		return 12
-	case 503:
-		return 14
-	case 504:
-		return 4
-	}
-	switch status / 100 {
-	case 5:
-		return 13
-	case 4:
-		return 3
-	}
-	return 2
 }

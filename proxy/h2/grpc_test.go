@@ -80,7 +80,7 @@ func TestGRPCAnswers(t *testing.T) {
 		})
 	}
 	for status, want := range map[int]int{200: 0, 400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4, 502: 13, 418: 3, 302: 2} {
-		if got := grpcStatus(status); got != want {
+		if got := exchange.GRPCStatus(status); got != want {
 			t.Errorf("%d became %d, want %d", status, got, want)
 		}
 	}

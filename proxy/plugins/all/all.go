@@ -8,6 +8,7 @@ import (
 	"concord/proxy/plugins/botdetection"
 	"concord/proxy/plugins/correlationid"
 	"concord/proxy/plugins/cors"
+	"concord/proxy/plugins/grpcweb"
 	"concord/proxy/plugins/iprestriction"
 	"concord/proxy/plugins/jwt"
 	"concord/proxy/plugins/keyauth"
@@ -25,6 +26,7 @@ func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 		botdetection.Plugin(),
 		correlationid.Plugin(),
 		cors.Plugin(),
+		grpcweb.Plugin(),
 		iprestriction.Plugin(),
 		jwt.Plugin(),
 		keyauth.Plugin(),

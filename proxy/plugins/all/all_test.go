@@ -23,7 +23,7 @@ func TestPriorities(t *testing.T) {
 	}
 	want := map[string]int{
 		"correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
-		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13,
+		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13, "grpc-web": 3,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -45,6 +45,7 @@ func TestSchemas(t *testing.T) {
 		"cors": {"origins": nil, "headers": nil, "exposed_headers": nil, "max_age": nil, "credentials": false, "private_network": false, "preflight_continue": false,
 			"methods": []any{"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT"}},
 		"ip-restriction": {"allow": []any{"::1"}, "deny": nil, "status": nil, "message": nil},
+		"grpc-web":       {"proto": nil, "pass_stripped_path": nil, "allow_origin_header": "*"},
 		"prometheus": {"per_consumer": false, "status_code_metrics": false, "ai_metrics": false, "latency_metrics": false, "bandwidth_metrics": false,
 			"upstream_health_metrics": false},
 		"rate-limiting": {"second": nil, "minute": 5.0, "hour": nil, "day": nil, "month": nil, "year": nil, "limit_by": "consumer", "header_name": nil, "path": nil,
