@@ -13,7 +13,7 @@ import (
 type additions struct {
 	product         string
 	via             [3][2]string // by HTTP major and minor version
-	viaResponse     string
+	viaResponse     [2]string    // of an answer over HTTP/1.1 and HTTP/2
 	server          bool
 	proxyLatency    bool
 	upstreamLatency bool
@@ -34,11 +34,11 @@ func newAdditions(o Options) additions {
 	for _, t := range o.Headers {
 		switch strings.ToLower(strings.TrimSpace(t)) {
 		case "server_tokens":
-			a.server, a.viaResponse = true, "1.1 "+o.Product
+			a.server, a.viaResponse = true, viaOf(o.Product)
 		case "server":
 			a.server = true
 		case "via":
-			a.viaResponse = "1.1 " + o.Product
+			a.viaResponse = viaOf(o.Product)
 		case "latency_tokens":
 			a.proxyLatency, a.upstreamLatency, a.responseLatency = true, true, true
 		case "x-kong-proxy-latency":
@@ -59,13 +59,15 @@ func newAdditions(o Options) additions {
 		}
 	}
 	if o.Product == "" {
-		a.server, a.viaResponse = false, ""
+		a.server, a.viaResponse = false, [2]string{}
 		return a
 	}
 	a.via[1] = [2]string{"1.0 " + o.Product, "1.1 " + o.Product}
 	a.via[2] = [2]string{"2 " + o.Product, "2 " + o.Product}
 	return a
 }
+
+func viaOf(product string) [2]string { return [2]string{"1.1 " + product, "2 " + product} }
 
 // finishHead adds the gateway's response headers, after all plugins. r is nil for a refused request.
 func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
@@ -80,8 +82,11 @@ func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
 		if a.proxyLatency {
 			head.Set("X-Kong-Proxy-Latency", h.millis(x, x.Start, x.SentAt))
 		}
-		if a.viaResponse != "" {
-			via := a.viaResponse
+		version := 0
+		if x.Upstream.HTTP2 {
+			version = 1
+		}
+		if via := a.viaResponse[version]; via != "" {
 			if old, ok := head.Lookup("Via"); ok {
 				via = x.Concat(old, ", ", via)
 			}

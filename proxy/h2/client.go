@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"concord/proxy/exchange"
@@ -20,7 +21,10 @@ type clientConn struct {
 	next    uint32 // id of the next stream
 	closing bool   // no further streams
 	over    bool   // the pool's mu protects it
-	lastIn  int64  // when anything was received, keeper time
+	o       *PoolOptions
+
+	lastIn atomic.Int64 // when anything was received, keeper time
+	pinged atomic.Int64 // when a sign of life was asked for that has not come yet; 0: not
 }
 
 // clientStream is an exchange with an upstream; between RoundTrip and Release it is the exchange's Link.
@@ -54,7 +58,8 @@ func newClientStream() *clientStream {
 
 // newConn begins HTTP/2 on a connection to an upstream.
 func (p *Pool) newConn(nc net.Conn, key Key, patience time.Duration) *clientConn {
-	c := &clientConn{key: key, next: 1}
+	c := &clientConn{key: key, next: 1, o: &p.o}
+	c.lastIn.Store(p.keep.now())
 	c.client = true
 	lim := p.lim
 	if patience > 0 {
@@ -104,7 +109,6 @@ func (c *clientConn) head(id uint32, end bool) error {
 		}
 		return &connError{StreamClosed, "HEADERS on a closed stream (RFC 9113 §5.1)"}
 	}
-	c.lastIn = c.keep.now()
 	h := &c.conn.head
 	switch {
 	case st.err != nil:
@@ -188,9 +192,45 @@ func (c *clientConn) away(last uint32) {
 
 // batch implements side.
 func (c *clientConn) batch() {
-	c.mu.Lock()
-	c.lastIn = c.keep.now()
-	c.mu.Unlock()
+	c.lastIn.Store(c.keep.now())
+	c.pinged.Store(0)
+}
+
+// errSilent is a timeout: what was sent may have arrived.
+var errSilent = fmt.Errorf("h2: no sign of life from the upstream: %w", os.ErrDeadlineExceeded)
+
+// pingData marks the pings that ask for a sign of life.
+var pingData = [8]byte{'c', 'o', 'n', 'c', 'o', 'r', 'd', '?'}
+
+// ping asks for a sign of life, unless that was done already. c.mu is held.
+func (c *clientConn) ping(now int64) {
+	if c.pinged.CompareAndSwap(0, now) {
+		c.out = appendPing(c.out, 0, pingData)
+	}
+}
+
+// beat looks whether the upstream is still there. It is called by the keeper and must not wait for the network.
+func (c *clientConn) beat(now int64) {
+	p := c.pinged.Load()
+	switch {
+	case p != 0 && now-p >= c.o.PongTime.Milliseconds():
+		c.mu.Lock()
+		c.closing, c.dead = true, true
+		c.failAll(errSilent)
+		c.mu.Unlock()
+		c.wake()
+	case p == 0 && now-c.lastIn.Load() >= c.o.StreamSilence.Milliseconds():
+		c.mu.Lock()
+		if c.running > 0 {
+			c.ping(now)
+			go func() {
+				c.mu.Lock()
+				c.flush(false)
+				c.mu.Unlock()
+			}()
+		}
+		c.mu.Unlock()
+	}
 }
 
 // Failure is why there is no answer.
@@ -226,6 +266,12 @@ func (c *clientConn) start(s *clientStream, x *exchange.Exchange) (bool, error) 
 	x.Link = s
 	x.SentAt = time.Now()
 	c.putHead(&s.stream, block, r.Body == nil)
+	if now := c.keep.now(); now-c.lastIn.Load() >= c.o.PingAfter.Milliseconds() {
+		c.ping(now)
+	}
+	if int(c.next/2) >= c.o.MaxRequests {
+		c.closing, c.draining = true, drainDecided
+	}
 	return true, nil
 }
 
@@ -370,7 +416,7 @@ func (s *clientStream) failure(err error) *Failure {
 	switch {
 	case errors.Is(f.Err, h1.ErrStale):
 		f.Sent, f.Answered = !s.x.Request.InMemory(), false
-	case errors.Is(err, os.ErrDeadlineExceeded) && c.lastIn <= s.born:
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.lastIn.Load() <= s.born:
 		c.closing = true // no sign of life since the request was sent: nobody else shall try this connection
 	}
 	return f

@@ -98,6 +98,9 @@ func (c *conn) tick(now int64) {
 	if t := c.restBy.Load(); t > 0 && now >= t && c.restBy.CompareAndSwap(t, 0) {
 		c.wake()
 	}
+	if cc, ok := c.side.(*clientConn); ok {
+		cc.beat(now)
+	}
 	if c.waits.Load() == 0 {
 		return
 	}

@@ -17,6 +17,10 @@ import (
 type PoolOptions struct {
 	IdleTimeout time.Duration // how long a connection is kept without streams, 60 s
 	Limits      h1.Limits     // of response heads
+	MaxRequests int           // on one connection, 10,000; it is closed when the last of them is over
+	// A connection that was silent for PingAfter (15 s) is asked for a sign of life together with the next request; one with open streams also after
+	// StreamSilence (310 s: gRPC servers take more than a ping in five minutes for an attack). Without an answer within PongTime (10 s) it is over.
+	PingAfter, StreamSilence, PongTime time.Duration
 }
 
 // Key is what must be equal for exchanges to share a connection.
@@ -28,6 +32,7 @@ type Key struct {
 
 // Pool keeps HTTP/2 connections to upstreams. It is safe for many goroutines.
 type Pool struct {
+	o       PoolOptions
 	lim     limits
 	keep    *keeper
 	streams sync.Pool
@@ -54,7 +59,11 @@ var errPoolClosed = errors.New("h2: the pool was closed")
 // NewPool makes a Pool; Close ends it.
 func NewPool(o PoolOptions) *Pool {
 	setDefault(&o.IdleTimeout, 60*time.Second)
-	p := &Pool{keep: newKeeper(o.IdleTimeout), places: map[Key]*place{}}
+	setDefault(&o.MaxRequests, 10000)
+	setDefault(&o.PingAfter, 15*time.Second)
+	setDefault(&o.StreamSilence, 310*time.Second)
+	setDefault(&o.PongTime, 10*time.Second)
+	p := &Pool{o: o, keep: newKeeper(o.IdleTimeout, o.PongTime, o.StreamSilence), places: map[Key]*place{}}
 	p.lim = limits{
 		head: o.Limits.WithDefaults(), window: 16 << 20, streamWindow: 256 << 10, early: true,
 		headTime: 60 * time.Second, writeTime: 60 * time.Second, idleTime: o.IdleTimeout,

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +49,105 @@ func TestPoolSpreads(t *testing.T) {
 	wg.Wait()
 	if n := conns.Load(); n > 10 {
 		t.Errorf("%d connections", n)
+	}
+}
+
+// TestPoolMaxRequests: a connection serves so many requests and is then closed, with none of them disturbed.
+func TestPoolMaxRequests(t *testing.T) {
+	addr, conns := startUpstream(t, func(w http.ResponseWriter, r *http.Request) { time.Sleep(time.Millisecond) })
+	c := newClient(t, addr)
+	c.pool.o.MaxRequests = 3
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			for range 6 {
+				x := c.exchange(nil)
+				if err := c.send(x); err != nil {
+					t.Error(err)
+				}
+				c.finish(x)
+			}
+		})
+	}
+	wg.Wait()
+	if n := conns.Load(); n < 10 {
+		t.Errorf("30 requests over %d connections", n)
+	}
+	waitFor(t, "connections stay open", func() bool { n, _ := c.pool.Stats(); return n <= 1 })
+}
+
+// TestSignsOfLife: a connection that was silent is asked together with the next request, and open streams now and then; one that does not
+// answer is given up, so that it is a timeout for who was on it and nothing for who comes next.
+func TestSignsOfLife(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		dead          bool // the upstream goes on reading, but says nothing more
+		after, stream time.Duration
+		pings         bool
+	}{
+		{"with a request", false, 20 * time.Millisecond, time.Hour, true},
+		{"with a request, dead", true, 20 * time.Millisecond, time.Hour, true},
+		{"open stream", false, time.Hour, 20 * time.Millisecond, true},
+		{"open stream, dead", true, time.Hour, 20 * time.Millisecond, true},
+		{"not asked", false, time.Hour, time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var pings atomic.Int64
+			addr, conns := rawUpstream(t, func(c *rawClient) {
+				for n := 0; ; {
+					f, err := c.next()
+					if err != nil {
+						return
+					}
+					switch f.(type) {
+					case *http2.PingFrame:
+						pings.Add(1)
+					case *http2.MetaHeadersFrame:
+						switch n++; {
+						case n == 1:
+							c.headers(f.Header().StreamID, true, ":status", "200")
+							c.mute = tt.dead
+						case !tt.dead: // slow, but alive
+							time.Sleep(300 * time.Millisecond)
+							c.headers(f.Header().StreamID, true, ":status", "200")
+						}
+					}
+				}
+			})
+			c := newClient(t, addr)
+			c.pool.Close()
+			o := PoolOptions{IdleTimeout: 10 * time.Second, PingAfter: tt.after, StreamSilence: tt.stream, PongTime: 5 * time.Second}
+			if tt.dead {
+				o.PongTime = 50 * time.Millisecond
+			}
+			c.pool = NewPool(o)
+			defer c.pool.Close()
+			do := func() error {
+				x := c.exchange(nil)
+				err := c.send(x)
+				if err == nil {
+					c.finish(x)
+				}
+				return err
+			}
+			if err := do(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(300 * time.Millisecond) // the pool's clock goes in steps of up to 250 ms
+			if err := do(); errors.Is(err, os.ErrDeadlineExceeded) != tt.dead || !tt.dead && err != nil {
+				t.Errorf("got %v", err)
+			}
+			if (pings.Load() > 0) != tt.pings {
+				t.Errorf("%d pings", pings.Load())
+			}
+			want := int64(1)
+			if tt.dead {
+				want = 2
+			}
+			if err := do(); err != nil || conns.Load() != want {
+				t.Errorf("afterwards: %v, %d connections", err, conns.Load())
+			}
+		})
 	}
 }
 

@@ -79,7 +79,7 @@ func New(o Options) *Transport {
 	}
 	t := &Transport{
 		o: o, stop: make(chan struct{}), endpoints: map[endpointKey]*endpoint{},
-		names: newNames(o.Resolver, o.DNS, o.MaxNames), h2: h2.NewPool(h2.PoolOptions{IdleTimeout: o.IdleTimeout, Limits: o.Limits}),
+		names: newNames(o.Resolver, o.DNS, o.MaxNames), h2: h2.NewPool(h2.PoolOptions{IdleTimeout: o.IdleTimeout, Limits: o.Limits, MaxRequests: o.MaxRequests}),
 	}
 	if t.o.Clock == nil {
 		t.o.Clock, t.ownClock = h1.NewClock(), true

@@ -2,6 +2,7 @@ package grpcweb
 
 import (
 	"encoding/base64"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -65,7 +66,8 @@ func TestRequests(t *testing.T) {
 				t.Fatal(exit.Body)
 			}
 			body, err := plugintest.ReadBody(t, x)
-			if e, _ := err.(*plugin.Exit); (e != nil) != (tt.status != 0) || e != nil && e.Status != tt.status {
+			var e *plugin.Exit
+			if errors.As(err, &e) != (tt.status != 0) || e != nil && e.Status != tt.status {
 				t.Errorf("error %v", err)
 			}
 			if body != tt.body || x.Request.Header.Get("Content-Type") != tt.upstream || x.Request.Header.Has("Content-Length") || !x.Request.TETrailers || x.Upstream.Path != "/pkg.S/M" {
