@@ -126,6 +126,9 @@ func padded(n int) int { return (n + slabStep - 1) &^ (slabStep - 1) }
 const firstSlab = 2 << 10
 
 func (t *table) newSlab(need int) {
+	if len(t.slabs) == 1<<32/perSlab && len(t.free) == 0 {
+		panic("state: table " + t.m.def.Schema.Name + " is larger than 32 GiB") // a place would name another row
+	}
 	full := t.open
 	size := max(slabStep+need, min(slabSize, firstSlab<<min(len(t.slabs), 16)))
 	if n := len(t.free); n > 0 {
@@ -147,8 +150,8 @@ func (t *table) weigh(slab int) {
 	}
 }
 
-// index calls tree and hash with the number of every one that the row belongs to.
-func (t *table) index(r *record, tree func(x int, p *point), hash func(x int, head uint64)) {
+// heads calls tree and hash with the number of every one that the row belongs to.
+func (t *table) heads(r *record, tree func(x int, p *point), hash func(x int, head uint64)) {
 	id := r.rowID()
 	tree(byID, &point{headOf(&id), id})
 	hash(byID, t.m.hashID(&id))
@@ -170,13 +173,13 @@ func (t *table) index(r *record, tree func(x int, p *point), hash func(x int, he
 // link makes the row at a place found. old is 0, or the place that the same row moves from.
 func (t *table) link(old, at place) {
 	r := t.record(at)
-	t.index(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at) })
+	t.heads(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at) })
 	t.live[at/perSlab] += padded(extent(t.bytes(at)))
 }
 
 func (t *table) unlink(at place) {
 	r := t.record(at)
-	t.index(&r, func(x int, p *point) { t.trees[x].delete(&t.content, p) }, func(x int, head uint64) { t.hashes[x].delete(head, at) })
+	t.heads(&r, func(x int, p *point) { t.trees[x].delete(&t.content, p) }, func(x int, head uint64) { t.hashes[x].delete(head, at) })
 	t.live[at/perSlab] -= padded(extent(t.bytes(at)))
 	t.weigh(int(at / perSlab))
 }

@@ -17,8 +17,8 @@ const (
 	refClosing = `"}`
 )
 
-// errCanonical is the answer to valid JSON in a form that rows do not have.
-var errCanonical = errors.New("not a JSON object without white space, escapes in names and repeated names")
+// errCanonical is the answer to valid JSON in a form that rows do not have. Names beginning with $ are what seals are known by.
+var errCanonical = errors.New("not a JSON object without white space whose members have names of printable ASCII, none beginning with $")
 
 // encoder turns a row's JSON into the form it has in a slab.
 type encoder struct {
@@ -98,6 +98,9 @@ func (e *encoder) object(b []byte) error {
 			return errCanonical
 		}
 		name := b[2:end]
+		if bytes.HasPrefix(name, []byte("$")) {
+			return errCanonical
+		}
 		kindAt := len(e.key)
 		e.key = append(append(append(e.key, 0), name...), 0)
 		var k kind

@@ -48,10 +48,11 @@ type hash struct {
 // none is the bucket of tables that never held anything.
 var none bucket
 
-func newHash() hash {
-	h := hash{depth: segmentBits, segments: []segment{{buckets: new([segmentSize]*bucket)}}}
-	h.point(0, &bucket{})
-	return h
+// begin makes the first bucket.
+func (h *hash) begin() {
+	h.depth, h.listed = segmentBits, h.epoch
+	h.segments = []segment{{h.epoch, new([segmentSize]*bucket)}}
+	h.point(0, &bucket{epoch: h.epoch})
 }
 
 func (h *hash) freeze() { h.epoch++ }
@@ -119,8 +120,10 @@ func (b *bucket) find(i int, tag uint32) int {
 // findPlace is the slot of a place.
 func (b *bucket) findPlace(tag uint32, at place) int {
 	i := home(tag)
-	for b.slots[i].at != at {
-		i = after(i)
+	for ; b.slots[i].at != at; i = after(i) {
+		if b.slots[i].at == 0 {
+			panic("state: a hash does not hold a row that is in the table") // looking on would never end
+		}
 	}
 	return i
 }
@@ -154,9 +157,7 @@ func (b *bucket) remove(i int) {
 // set puts in a place; that of the row before it moved or was replaced, if not 0, goes.
 func (h *hash) set(head uint64, old, at place) {
 	if h.segments == nil {
-		epoch := h.epoch
-		*h = newHash()
-		h.epoch = epoch
+		h.begin()
 	}
 	tag := tagOf(head)
 	b := h.own(tag)
@@ -216,12 +217,11 @@ func (h *hash) double() {
 }
 
 // sow makes a hash of items, whose order it changes. same is called with the places of items that have the same head.
-func sow(items []item, same func(a, b place)) hash {
-	if len(items) == 0 {
-		return hash{}
+func sow(items []item, same func(a, b place)) (h hash) {
+	if len(items) > 0 {
+		h.begin()
+		h.sow(items, 0, 0, same)
 	}
-	h := newHash()
-	h.sow(items, 0, 0, same)
 	return h
 }
 

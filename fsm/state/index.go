@@ -50,7 +50,7 @@ type field struct {
 	name   string
 	typ    reflect.Type
 	offset uintptr
-	direct bool // can be set without encoding/json, if the type is one that this package knows
+	direct bool // null leaves it alone; false for types that decode themselves
 }
 
 // index says which members make up the keys of one index.
@@ -96,9 +96,9 @@ func (m *meta) addFields(t reflect.Type, base uintptr) {
 			if tag == "" {
 				tag = f.Name
 			}
-			pointer := reflect.PointerTo(f.Type)
-			custom := pointer.Implements(reflect.TypeFor[json.Unmarshaler]()) || pointer.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
-			m.fields = append(m.fields, field{tag, f.Type, base + f.Offset, !custom && options != "string"})
+			p := reflect.PointerTo(f.Type)
+			custom := p.Implements(reflect.TypeFor[json.Unmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) || options == "string"
+			m.fields = append(m.fields, field{tag, f.Type, base + f.Offset, !custom})
 		}
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"concord/fsm/seal"
 )
 
-// Load is a write transaction that begins without rows; its commit replaces everything. The trees are made when all rows are there,
-// which takes a fraction of the time of putting them in one by one.
+// Load is a write transaction that begins without rows; its commit replaces everything. Trees and hashes are made when all rows are there,
+// which takes a fraction of the time of putting them in one by one. Build comes before Commit; without rows it may be left out.
 type Load struct {
 	s      *Store
 	keys   *seal.Keyring
@@ -44,7 +44,7 @@ func (l *Load) Add(d Decoded) error {
 	at := t.add(d.row)
 	t.live[at/perSlab] += padded(len(d.row))
 	r := t.record(at)
-	t.index(&r, func(x int, p *point) { l.trees[slot][x] = append(l.trees[slot][x], newItem(p.head, at)) },
+	t.heads(&r, func(x int, p *point) { l.trees[slot][x] = append(l.trees[slot][x], newItem(p.head, at)) },
 		func(x int, head uint64) { l.hashes[slot][x] = append(l.hashes[slot][x], newItem(head, at)) })
 	return nil
 }

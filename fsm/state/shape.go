@@ -19,17 +19,17 @@ import (
 type kind byte
 
 const (
-	kindNull   kind = iota + 1 // no data, as the next three
-	kindFalse                  //
-	kindTrue                   //
-	kindOwn                    // the row's id
-	kindInt                    // zigzag varint; as the rest: only if it gives the same JSON again
-	kindText                   // length, text of the string
-	kindRef                    // {"id":"…"}: length, text of the id
+	kindNull   kind = iota + 1 // no data
+	kindFalse                  // no data
+	kindTrue                   // no data
+	kindOwn                    // the row's id as a string: no data
+	kindInt                    // an integer: zigzag varint
+	kindText                   // a string: length, text
+	kindRef                    // {"id":"…"}: length, text
 	kindSealed                 // {"$sealed":"…"}: length, nonce and clear text
 	kindList                   // a list of strings without escapes: length, JSON
 	kindJSON                   // anything else: length, JSON
-	kindMixed                  // JSON with sealed values in it: length, JSON
+	kindMixed                  // anything else with sealed values in it: length, JSON
 )
 
 // shape is what rows have in common that have the same members of the same kinds: their names, and where their values go in T. A row
@@ -165,58 +165,42 @@ func (s *shape) position(name string) int {
 	return -1
 }
 
+// setter says how a value of a kind gets into the field.
 func (f *field) setter(k kind) setter {
-	is := func(t reflect.Type) bool { return f.typ == t }
-	one := func(ok bool, s setter) setter {
-		if ok && f.direct {
-			return s
-		}
+	type pair struct {
+		k kind
+		t reflect.Type
+	}
+	if k == kindJSON && f.typ == reflect.TypeFor[json.RawMessage]() {
+		return setRaw
+	}
+	if !f.direct {
 		return setByJSON
 	}
-	switch f.typ.Kind() {
-	case reflect.String, reflect.Float64, reflect.Int, reflect.Bool, reflect.Slice, reflect.Map, reflect.Pointer, reflect.Struct:
-		if k == kindNull && f.direct {
-			return setNothing
-		}
+	if k == kindNull {
+		return setNothing
 	}
-	switch k {
-	case kindFalse:
-		if is(reflect.TypeFor[*bool]()) {
-			return setBoolPtr
-		}
-		return one(f.typ.Kind() == reflect.Bool, setNothing)
-	case kindTrue:
-		if is(reflect.TypeFor[*bool]()) {
-			return setBoolPtr
-		}
-		return one(f.typ.Kind() == reflect.Bool, setTrue)
-	case kindInt:
-		switch {
-		case is(reflect.TypeFor[*int]()):
-			return setIntPtr
-		case f.typ.Kind() == reflect.Int:
-			return one(true, setInt)
-		}
-		return one(f.typ.Kind() == reflect.Float64, setFloat)
-	case kindOwn, kindText, kindSealed:
-		return one(f.typ.Kind() == reflect.String, setString)
-	case kindRef:
-		if is(reflect.TypeFor[*entity.Ref]()) {
-			return setRef
-		}
-		return one(is(reflect.TypeFor[entity.Ref]()), setString)
-	case kindList:
-		return one(is(reflect.TypeFor[[]string]()), setStrings)
-	case kindJSON:
-		if is(reflect.TypeFor[json.RawMessage]()) {
-			return setRaw
-		}
-		return one(f.typ.Kind() == reflect.Float64, setFloatText)
+	s, ok := map[pair]setter{
+		{kindFalse, reflect.TypeFor[bool]()}:      setNothing,
+		{kindTrue, reflect.TypeFor[bool]()}:       setTrue,
+		{kindFalse, reflect.TypeFor[*bool]()}:     setBoolPtr,
+		{kindTrue, reflect.TypeFor[*bool]()}:      setBoolPtr,
+		{kindOwn, reflect.TypeFor[string]()}:      setString,
+		{kindText, reflect.TypeFor[string]()}:     setString,
+		{kindSealed, reflect.TypeFor[string]()}:   setString,
+		{kindInt, reflect.TypeFor[float64]()}:     setFloat,
+		{kindJSON, reflect.TypeFor[float64]()}:    setFloatText,
+		{kindInt, reflect.TypeFor[int]()}:         setInt,
+		{kindInt, reflect.TypeFor[*int]()}:        setIntPtr,
+		{kindRef, reflect.TypeFor[entity.Ref]()}:  setString, // its only field
+		{kindRef, reflect.TypeFor[*entity.Ref]()}: setRef,
+		{kindList, reflect.TypeFor[[]string]()}:   setStrings,
+	}[pair{k, f.typ}]
+	if !ok {
+		return setByJSON
 	}
-	return setByJSON
+	return s
 }
-
-const cacheLine = 64
 
 // record is a row as it lies in a slab.
 type record struct {
@@ -225,7 +209,6 @@ type record struct {
 	index   uint64
 	expires int64
 	values  []byte
-	ahead   byte // scratch
 }
 
 // expired says whether the row has expired at a time; not at 0.
@@ -235,10 +218,7 @@ func (r *record) expired(now int64) bool { return now != 0 && r.expires != 0 && 
 func (d *dict) parse(b []byte, r *record) {
 	r.id, b = b[:idSize:idSize], b[idSize:]
 	length, n := binary.Uvarint(b)
-	b = b[n : n+int(length)] // what lies behind the row may be written by now
-	if len(b) > cacheLine {  // ask for the row's cache lines at once instead of one after the other: a sixth of the time of a look-up
-		r.ahead = b[len(b)/2] ^ b[len(b)-1]
-	}
+	b = b[n : n+int(length)]
 	number, n := binary.Uvarint(b)
 	r.shape, b = (*d.list.Load())[number], b[n:]
 	r.index, n = binary.Uvarint(b)
@@ -418,7 +398,6 @@ func (r *record) appendRaw(out []byte) []byte {
 		case kindRef:
 			out = append(append(append(out, refOpening...), text...), refClosing...)
 		case kindSealed:
-
 			out = x.key.AppendSealed(out, table, id, text)
 		case kindList, kindJSON, kindMixed:
 			out = append(out, text...)

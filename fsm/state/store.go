@@ -283,16 +283,20 @@ func (t anyTable) Raws(v *View, f func(*AnyRow)) {
 	k := c.trees[byID].seek(c, &point{})
 	var row AnyRow
 	var r record
-	places := make([]place, 0, 64)
-	for it := k.next(); it != nil; {
-		// The rows lie anywhere: ask for the memory of many before the first is needed.
-		for places = places[:0]; it != nil && len(places) < cap(places); it = k.next() {
-			c.dict.parse(c.bytes(it.at), &r)
-			places = append(places, it.at)
+	var ids [64]ID
+	var places [64]place
+	for n := len(ids); n == len(ids); {
+		// The rows lie anywhere: the memory of many is asked for before the first is needed.
+		n = 0
+		for it := k.next(); it != nil; it = k.next() {
+			ids[n], places[n] = c.idAt(it.at), it.at
+			if n++; n == len(ids) {
+				break
+			}
 		}
-		for _, at := range places {
+		for i, at := range places[:n] {
 			if c.dict.parse(c.bytes(at), &r); !r.expired(v.now) {
-				row = AnyRow{ID: r.rowID(), Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
+				row = AnyRow{ID: ids[i], Index: r.index, ExpiresAt: r.expires, Raw: r.appendRaw(row.Raw[:0])}
 				f(&row)
 			}
 		}
@@ -311,7 +315,7 @@ func (m *meta) get(v *View, id ID, r *record) bool {
 
 func (m *meta) by(v *View, index, key string, r *record) bool {
 	ix := m.index(index)
-	return ix >= 0 && v.tables[m.slot].by(m, ix, key, v.now, r) != 0
+	return ix >= 0 && key != "" && v.tables[m.slot].by(m, ix, key, v.now, r) != 0
 }
 
 func (m *meta) scan(v *View, index, key string, after ID, yield func(*record) bool) {

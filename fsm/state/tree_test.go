@@ -1,0 +1,189 @@
+package state
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// idsOnly lays out n rows of which only the ids are looked at, in no order. Places are 8 steps apart.
+func idsOnly(n int) *content {
+	c := &content{}
+	for i := range n {
+		if i%(perSlab/8) == 0 {
+			c.slabs = append(c.slabs, make([]byte, slabSize))
+		}
+		var id ID
+		binary.BigEndian.PutUint32(id[:], uint32(i%7)) // few different heads
+		binary.BigEndian.PutUint64(id[8:], uint64(i+1)*0x9e3779b97f4a7c15)
+		text := id.text()
+		copy(c.bytes(place(i*8)), text[:])
+	}
+	return c
+}
+
+// model is a tree's content as a sorted list.
+type model []item
+
+func (m model) find(c *content, p point) (int, bool) {
+	return slices.BinarySearchFunc(m, p, func(a item, p point) int {
+		id := c.idAt(a.at)
+		return cmp.Or(cmp.Compare(a.head(), p.head), compareID(&id, &p.id))
+	})
+}
+
+func (m model) equal(t *testing.T, c *content, x *tree, from point) {
+	t.Helper()
+	at, _ := m.find(c, from)
+	k := x.seek(c, &from)
+	for i, want := range m[at:] {
+		if got := k.next(); got == nil || *got != want {
+			t.Fatalf("item %d from %v is %v, want %v", i, from, got, want)
+		}
+	}
+	if got := k.next(); got != nil || x.len != len(m) {
+		t.Fatalf("%d items and then %v, want %d", x.len, got, len(m))
+	}
+}
+
+func TestTree(t *testing.T) {
+	const rows = 20_000
+	c := idsOnly(rows)
+	heads := map[string]func(i int) uint64{
+		"even":     func(i int) uint64 { return uint64(i+1) * 0xbf58476d1ce4e5b9 },
+		"ordered":  func(i int) uint64 { return uint64(i) },
+		"one":      func(int) uint64 { return 5 },
+		"few, far": func(i int) uint64 { return [...]uint64{0, 1, 1 << 63, 1<<64 - 1}[i%4] },
+	}
+	for name, head := range heads {
+		t.Run(name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(1, 2))
+			var x tree
+			var m model
+			type version struct {
+				tree
+				model
+			}
+			var old []version
+			for step := range 4 * rows {
+				i := random.IntN(rows)
+				if name == "ordered" && step < rows {
+					i = step
+				}
+				p := point{head(i), c.idAt(place(i * 8))}
+				at, found := m.find(c, p)
+				// It grows, shrinks to nothing and grows again.
+				if grow := step < rows*3/2 || step > 3*rows; grow && random.IntN(8) > 0 {
+					it := newItem(p.head, place(i*8))
+					x.set(c, &p, it.at)
+					if !found {
+						m = slices.Insert(m, at, it)
+					}
+				} else if !grow && len(m) > 0 {
+					at = random.IntN(len(m))
+					p = point{m[at].head(), c.idAt(m[at].at)}
+					x.delete(c, &p)
+					m = slices.Delete(m, at, at+1)
+				} else {
+					x.delete(c, &p)
+					if found {
+						m = slices.Delete(m, at, at+1)
+					}
+				}
+				if random.IntN(rows/4) == 0 {
+					old = append(old, version{x, slices.Clone(m)})
+					x.freeze()
+				}
+				if step%500 == 0 {
+					m.equal(t, c, &x, p)
+				}
+			}
+			m.equal(t, c, &x, point{})
+			for _, v := range old {
+				v.equal(t, c, &v.tree, point{})
+			}
+			planted := plant(c, m)
+			m.equal(t, c, &planted, point{})
+			for len(m) > 0 {
+				p := point{m[0].head(), c.idAt(m[0].at)}
+				planted.delete(c, &p)
+				m = m[1:]
+			}
+			if m.equal(t, c, &planted, point{}); planted.root.kids != nil {
+				t.Error("an empty tree has inner nodes")
+			}
+		})
+	}
+}
+
+func TestHash(t *testing.T) {
+	const rows = 100_000
+	random := rand.New(rand.NewPCG(3, 4))
+	head := func(at place) uint64 { return uint64(at) * 0x9e3779b97f4a7c15 }
+	holds := func(h *hash, at place) bool {
+		tag := tagOf(head(at))
+		b := h.bucket(tag)
+		for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
+			if b.slots[i].at == at {
+				return true
+			}
+		}
+		return false
+	}
+	type version struct {
+		hash
+		have map[place]bool
+	}
+	equal := func(v version) {
+		t.Helper()
+		for at := place(1); at < rows; at++ {
+			if holds(&v.hash, at) != v.have[at] {
+				t.Fatalf("place %d: found %v, want %v", at, !v.have[at], v.have[at])
+			}
+		}
+	}
+	v := version{have: map[place]bool{}}
+	equal(v)
+	var old []version
+	for step := range 3 * rows {
+		at := place(1 + random.IntN(rows-1))
+		switch {
+		case !v.have[at] && (step < rows || step > 2*rows):
+			v.set(head(at), 0, at)
+			v.have[at] = true
+		case v.have[at] && random.IntN(2) == 0:
+			v.delete(head(at), at)
+			delete(v.have, at)
+		case v.have[at]: // away and back
+			v.set(head(at), at, rows+1)
+			v.set(head(at), rows+1, at)
+		}
+		if step%(rows/2) == 7 {
+			have := map[place]bool{}
+			for at := range v.have {
+				have[at] = true
+			}
+			old = append(old, version{v.hash, have})
+			v.freeze()
+		}
+	}
+	equal(v)
+	for _, v := range old {
+		equal(v)
+	}
+	var items []item
+	for at := range v.have {
+		items = append(items, newItem(head(at), at))
+	}
+	twice := newItem(items[0].head(), rows+7)
+	var same []place
+	sown := sow(append(items, twice), func(a, b place) { same = append(same, a, b) })
+	sown.delete(twice.head(), rows+7)
+	equal(version{sown, v.have})
+	slices.Sort(same)
+	if len(same) != 2 || same[1] != rows+7 {
+		t.Errorf("items with one head: %v", same)
+	}
+}
