@@ -39,9 +39,21 @@ type host struct {
 func (h *host) command(cpu, name string, arg ...string) *exec.Cmd {
 	args := []string{"-n", strconv.Itoa(h.nice), "taskset", "-c", cpu, name}
 	cmd := exec.Command("nice", append(args, arg...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	return cmd
+}
+
+// launch starts a command. Where Linux groups processes by session (sched_autogroup_enabled), niceness counts within a group only, and
+// the group has one of its own.
+func (h *host) launch(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if h.nice != 0 {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", cmd.Process.Pid), []byte(strconv.Itoa(h.nice)), 0)
+	}
+	return nil
 }
 
 // start runs a process with its output in a file, until stop.
@@ -54,7 +66,7 @@ func (h *host) start(cpu, log string, env []string, name string, arg ...string) 
 	}
 	defer f.Close()
 	cmd.Stdout, cmd.Stderr = f, f
-	if err := cmd.Start(); err != nil {
+	if err := h.launch(cmd); err != nil {
 		return 0, err
 	}
 	h.running = append(h.running, cmd)
@@ -93,17 +105,20 @@ func (h *host) result(ctx context.Context, cmd *exec.Cmd, into any) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := h.launch(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, stderr.String())
 	}
 	if text, ok := into.(*string); ok {
-		*text = string(out)
+		*text = out.String()
 		return nil
 	}
-	return json.Unmarshal(out, into)
+	return json.Unmarshal(out.Bytes(), into)
 }
 
 // hold opens idle connections until the function it returns is called.
@@ -119,7 +134,7 @@ func (h *host) hold(j job) (release func(), err error) {
 		return nil, err
 	}
 	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	if err := h.launch(cmd); err != nil {
 		return nil, err
 	}
 	release = func() { _ = in.Close(); _ = cmd.Wait() }
