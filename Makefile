@@ -37,6 +37,10 @@ demo: build ## Start three nodes, walk through the JWT tutorial, kill the leader
 test: build ## Run all tests
 	CONCORD_BIN_DIR=$(CURDIR)/bin go test -p $(JOBS) -timeout 8m ./...
 
+.PHONY: upgrades
+upgrades: build ## Change the program of a node 40 times under load (UPGRADES=n)
+	CONCORD_BIN_DIR=$(CURDIR)/bin CONCORD_UPGRADES=$(or $(UPGRADES),40) go test -count=1 -timeout 20m -run TestUpgradeUnderLoad -v ./test/e2e
+
 .PHONY: race
 race: ## Run the tests of the parts under the race detector
 	CGO_ENABLED=1 go test -race -p $(JOBS) -timeout 15m $$(go list ./... | grep -v concord/test/)

@@ -46,6 +46,21 @@ func (e *engine) shutdown(ctx context.Context) {
 	wg.Wait()
 }
 
+// retire ends an engine for which there is a successor: answers of HTTP/1.1 are the last on their connection, HTTP/2 is told to go
+// away, and connections on which nothing is said are closed only after a while. When ctx ends, all are cut.
+func (e *engine) retire(ctx context.Context) {
+	e.h1.Drain()
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = e.h2.Shutdown(ctx) })
+	wg.Go(func() {
+		silent, cancel := context.WithTimeout(ctx, quiet)
+		defer cancel()
+		awaitDone(silent, func() bool { return e.h1.Conns() == 0 })
+		_ = e.h1.Shutdown(ctx)
+	})
+	wg.Wait()
+}
+
 // use makes a server with this handler the one for new connections.
 func (f *front) use(h *proxy.Handler, s *settings.Settings) {
 	limits, requests := h1.Limits{HeadBytes: s.MaxHead, TargetBytes: s.MaxTarget}, uint64(s.KeepaliveRequests)
@@ -67,7 +82,7 @@ func (f *front) use(h *proxy.Handler, s *settings.Settings) {
 		return
 	}
 	go func() {
-		old.shutdown(context.Background()) // it returns when its last connection has ended
+		old.retire(context.Background()) // it returns when its last connection has ended
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.servers = slices.DeleteFunc(f.servers, func(s *engine) bool { return s == old })
@@ -104,6 +119,28 @@ func (f *front) ServeConn(nc net.Conn, info h1.ConnInfo) {
 	e.h1.ServeConn(nc, info)
 }
 
+// drain makes every further answer of HTTP/1.1 the last one on its connection.
+func (f *front) drain() {
+	for _, e := range f.engines() {
+		e.h1.Drain()
+	}
+}
+
+// retire retires all servers; there may be connections still that were accepted before.
+func (f *front) retire(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, e := range f.engines() {
+		wg.Go(func() { e.retire(ctx) })
+	}
+	wg.Wait()
+}
+
+func (f *front) engines() []*engine {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.servers)
+}
+
 // counters are for GET /status.
 func (f *front) counters() rest.Counters {
 	f.mu.Lock()
@@ -118,9 +155,7 @@ func (f *front) counters() rest.Counters {
 // shutdown ends all servers. When ctx ends, connections that are still open are cut; one whose request hangs in an upstream
 // ends with the process at the latest, so it is not waited for.
 func (f *front) shutdown(ctx context.Context) {
-	f.mu.Lock()
-	servers := slices.Clone(f.servers)
-	f.mu.Unlock()
+	servers := f.engines()
 	done := make(chan struct{})
 	go func() {
 		var wg sync.WaitGroup

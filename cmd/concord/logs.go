@@ -24,64 +24,63 @@ func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	}}))
 }
 
-// logFile is a log that can be opened anew after something has moved it away.
+// logFile is a log whose file can be replaced while it is written to, or taken away: then lines are lost.
 type logFile struct {
-	path string
-
 	mu sync.Mutex
-	f  *os.File
+	f  *os.File // nil: off
 }
 
-// openLog opens a file to append to, or one of the process's own streams by its usual name: opening that name would fail where the
-// stream is a socket, as under systemd.
-func (n *node) openLog(path string) (*logFile, error) {
+// openLog opens a file to append to, nil for "", or one of the process's own streams by its usual name: opening that name would fail where the stream is a
+// socket, as under systemd.
+func openLog(path string) (*os.File, error) {
 	switch path {
+	case "":
+		return nil, nil
 	case "/dev/stdout":
-		return &logFile{f: os.Stdout}, nil
+		return os.Stdout, nil
 	case "/dev/stderr":
-		return &logFile{f: os.Stderr}, nil
+		return os.Stderr, nil
 	}
-	l := &logFile{path: path}
-	if err := l.reopen(); err != nil {
-		return nil, err
-	}
-	n.logs = append(n.logs, l)
-	return l, nil
+	return os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 }
 
-func (l *logFile) reopen() error {
-	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err != nil {
-		return err
+func closeLog(f *os.File) {
+	if f != nil && f != os.Stdout && f != os.Stderr {
+		f.Close()
 	}
+}
+
+func (l *logFile) use(f *os.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.f != nil {
-		l.f.Close()
-	}
+	closeLog(l.f)
 	l.f = f
-	return nil
+}
+
+func (l *logFile) on() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.f != nil
 }
 
 // Write appends.
 func (l *logFile) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.f == nil {
+		return len(p), nil
+	}
 	return l.f.Write(p)
 }
 
-// Close ends the log.
-func (l *logFile) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.f.Close()
-}
-
 // logRequests writes a line in nginx's combined format for every request. Query strings stay out: they may hold secrets.
-func logRequests(next http.Handler, w io.Writer) http.Handler {
+func logRequests(next http.Handler, w *logFile) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		c := &countingWriter{ResponseWriter: rw, status: http.StatusOK}
 		next.ServeHTTP(c, r)
+		if !w.on() {
+			return
+		}
 		host, _, err := net.SplitHostPort(r.RemoteAddr)
 		if err != nil {
 			host = r.RemoteAddr

@@ -79,7 +79,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (see %s --help)", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(c.runCmd(), c.startCmd(), c.stopCmd(), c.quitCmd(), c.restartCmd(), c.reloadCmd(), c.healthCmd(), c.checkCmd(), c.prepareCmd(),
+	root.AddCommand(c.runCmd(), c.startCmd(), c.stopCmd(), c.quitCmd(), c.restartCmd(), c.reloadCmd(), c.upgradeCmd(), c.healthCmd(), c.checkCmd(), c.prepareCmd(),
 		c.versionCmd(), c.migrationsCmd())
 	return root
 }

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"concord/cmd/concord/settings"
 )
 
@@ -33,32 +35,53 @@ type notRunningError struct{ prefix string }
 
 func (e *notRunningError) Error() string { return "Concord is not running at " + e.prefix }
 
+// pidLock is the lock on the pid file. It belongs to the open file, not to a process (F_OFD_SETLK), so that it passes from one process to the next without
+// a moment in which nobody holds it.
+type pidLock struct{ f *os.File }
+
 // claim makes this process the node of the prefix. The lock ends with the process or with release.
-func claim(prefix string) (release func(), err error) {
+func claim(prefix string) (*pidLock, error) {
 	f, err := os.OpenFile(pidFile(prefix), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	whole := syscall.Flock_t{Type: syscall.F_WRLCK}
-	if err := syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &whole); err != nil {
+	whole := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
 		f.Close()
 		if pid, perr := runningNode(prefix); perr == nil {
 			return nil, &alreadyRunningError{prefix, pid}
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	if err := f.Truncate(0); err != nil {
+	l := &pidLock{f}
+	if err := l.take(); err != nil {
 		f.Close()
 		return nil, err
 	}
-	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
-		f.Close()
-		return nil, err
+	return l, nil
+}
+
+// take writes this process's pid, over another one without a moment in which there is none.
+func (l *pidLock) take() error {
+	n, err := l.f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
+	if err != nil {
+		return err
 	}
-	return func() {
-		_ = f.Truncate(0) // while still locked; a reader that comes later sees an unlocked file anyhow
-		f.Close()
-	}, nil
+	return l.f.Truncate(int64(n))
+}
+
+// release ends the lock, unless it was let go.
+func (l *pidLock) release() {
+	if l.f != nil {
+		_ = l.f.Truncate(0) // while still locked; a reader that comes later sees an unlocked file anyhow
+		l.letGo()
+	}
+}
+
+// letGo leaves the lock to the process that has it, too.
+func (l *pidLock) letGo() {
+	l.f.Close()
+	l.f = nil
 }
 
 // runningNode returns the pid of the prefix's node, or a notRunningError.
@@ -78,13 +101,18 @@ func runningNode(prefix string) (pid int, err error) {
 	if lock.Type == syscall.F_UNLCK {
 		return 0, &notRunningError{prefix}
 	}
-	if pid = int(lock.Pid); pid <= 0 { // the holder is in another pid namespace: the file holds its own idea
-		b, _ := io.ReadAll(f)
-		if pid, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
-			return 0, fmt.Errorf("%s is locked but holds no pid: is the node in another container?", f.Name())
+	for range 100 { // whoever got the lock writes its pid at once
+		b, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
+		if err != nil {
+			return 0, err
 		}
+		line, _, _ := strings.Cut(string(b), "\n")
+		if pid, err = strconv.Atoi(line); err == nil {
+			return pid, nil
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	return pid, nil
+	return 0, fmt.Errorf("%s is locked but holds no pid", f.Name())
 }
 
 func signalNode(prefix string, sig syscall.Signal) (int, error) {
@@ -162,7 +190,11 @@ func (c *cli) daemonise(s *settings.Settings) error {
 		before = st.Size()
 	}
 
-	args := []string{os.Args[0], "run", "-p", s.Prefix}
+	name, err := program()
+	if err != nil {
+		return err
+	}
+	args := []string{name, "run", "-p", s.Prefix}
 	if s.File != "" {
 		args = append(args, "-c", s.File)
 	}

@@ -17,8 +17,7 @@ func (n *node) ready() error {
 	if n.draining.Load() {
 		return errors.New("the node is stopping")
 	}
-	who := n.cluster.ClusterID() + " " + n.cluster.ID()
-	if known := n.upToDate.Load(); known != nil && *known == who {
+	if known := n.upToDate.Load(); known != nil && *known == n.who() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), readyPatience)
@@ -31,6 +30,14 @@ func (n *node) ready() error {
 	if err := holder.Wait(ctx, index); err != nil {
 		return fmt.Errorf("the node has not caught up yet: it serves config index %d, the cluster has %d", holder.PublishedIndex(), index)
 	}
-	n.upToDate.Store(&who)
+	n.caughtUp()
 	return nil
 }
+
+func (n *node) caughtUp() {
+	who := n.who()
+	n.upToDate.Store(&who)
+}
+
+// who is this node as a member: after joining another cluster it is another one.
+func (n *node) who() string { return n.cluster.ClusterID() + " " + n.cluster.ID() }

@@ -46,49 +46,81 @@ type node struct {
 	load  func() (*settings.Settings, []settings.Warning, error)
 	level *slog.LevelVar
 	log   *slog.Logger
-	logs  []*logFile // reopened by a reload
 
-	sockets  *sockets
+	logs       [3]logFile       // of the proxy, of streams, of the Admin API; each may be off
+	access     *proxy.AccessLog // to the proxy's
+	streams    *proxy.AccessLog // to that of streams
+	accessJSON bool
+	accessLogs []*proxy.AccessLog // both, and those of earlier formats
+
+	program string // by which an upgrade starts the next process
+	lock    *pidLock
+	from    *succession // from an older process; nil: from nobody
+
+	sockets  atomic.Pointer[sockets]
+	machine  *fsm.Machine
 	cluster  *cluster.Node
 	compiler *dataplane.Compiler
 	balancer *balancer.Set
 	upstream *upstream.Transport
-	access   *proxy.AccessLog // nil: off
-	streams  *proxy.AccessLog // of stream sessions; nil: off
 	stats    proxy.Stats
 	counters *prometheus.Registry
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
 	front    front
-	servers  []*http.Server // Admin API and status
+
+	adminConns, statusConns *handOver
+	httpConns               atomic.Int64   // of servers
+	servers                 []*http.Server // Admin API and status
+	pending                 []func()       // listeners that do not accept yet
+	accepting               bool
+	streamServers           []*stream.Server // that of now, and those from before reloads
+
 	draining atomic.Bool
-	failed   chan error // a listener that broke
+	retired  atomic.Bool // a new process is the node: successor
+	failed   chan error  // a listener that broke
+
+	successor *os.Process
 }
 
-// run is "concord run": it holds the prefix, runs a node until a signal ends it, and returns nil after a clean stop.
-func (c *cli) run(s *settings.Settings) error {
+// run is "concord run": it holds the prefix, runs a node until a signal ends it, and returns nil after a clean stop. from is the process that this
+// one is to replace, if any.
+func (c *cli) run(s *settings.Settings, from *succession) error {
 	syscall.Umask(0o077) // what the node writes is its own: keys, the log, snapshots
 	if err := prepare(s); err != nil {
 		return err
 	}
-	release, err := claim(s.Prefix)
-	if err != nil {
+	n := &node{s: s, live: s, load: c.load, from: from, level: new(slog.LevelVar), failed: make(chan error, 1)}
+	var err error
+	if n.program, err = program(); err != nil {
 		return err
 	}
-	defer release()
+	if from != nil {
+		n.lock = &pidLock{from.lock}
+	} else if n.lock, err = claim(s.Prefix); err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 
-	n := &node{s: s, live: s, load: c.load, level: new(slog.LevelVar), failed: make(chan error, 1)}
 	n.level.Set(s.LogLevel)
 	n.log = newLogger(c.stderr, n.level)
 	n.notice("starting", "version", version, "node", s.NodeName, "prefix", s.Prefix, "settings", orNone(s.File))
-	if err := n.start(); err != nil {
+	if err = n.start(); err == nil && from != nil {
+		err = n.lock.take()
+	}
+	if err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		n.stop(ctx)
+		if from == nil { // otherwise the pid file is still the old process's
+			n.lock.release()
+		}
 		return err
 	}
+	defer n.lock.release()
+	from.serving()
+	n.cluster.ReleaseLevel()
 	notify("READY=1")
 	n.notice("ready", "node_id", n.cluster.ID(), "cluster_id", n.cluster.ClusterID())
 	return n.wait(signals)
@@ -96,39 +128,77 @@ func (c *cli) run(s *settings.Settings) error {
 
 // wait handles signals until one of them, or a broken listener, ends the node.
 func (n *node) wait(signals <-chan os.Signal) error {
+	var upgraded chan error                                  // of the upgrade that is under way
+	ctx, abandon := context.WithCancel(context.Background()) // of upgrades
+	defer abandon()
 	for {
 		select {
 		case err := <-n.failed:
-			ctx, cancel := context.WithTimeout(context.Background(), n.s.DrainTimeout)
+			ctx, cancel := context.WithTimeout(context.Background(), n.live.DrainTimeout)
 			defer cancel()
 			n.stop(ctx)
 			return err
+		case err := <-upgraded:
+			upgraded = nil
+			if err == nil {
+				n.end(signals, n.live.UpgradeDrainTimeout, n.retire)
+				n.notice("ended: the new process serves")
+				return nil
+			}
+			n.log.Error("upgrade: it failed, and this process goes on as before", "error", err)
 		case sig := <-signals:
-			if sig == syscall.SIGHUP {
-				n.reload()
-				continue
-			}
-			limit := n.s.DrainTimeout
-			if sig == syscall.SIGQUIT {
-				limit = math.MaxInt64 // until whoever asked for it loses patience and sends SIGTERM
-			}
-			notify("STOPPING=1")
-			n.notice("stopping", "signal", sig.String())
-			ctx, cut := context.WithTimeout(context.Background(), limit)
-			defer cut()
-			done := make(chan struct{})
-			go func() { n.stop(ctx); close(done) }()
-			for {
-				select {
-				case <-done:
-					n.notice("stopped")
-					return nil
-				case sig := <-signals:
-					if sig != syscall.SIGHUP {
-						n.log.Warn("told to stop again: cutting off what still runs", "signal", sig.String())
-						cut()
+			switch {
+			case upgraded != nil && (sig == syscall.SIGHUP || sig == syscall.SIGUSR2):
+				n.log.Warn("an upgrade is under way: the signal is ignored", "signal", sig.String())
+			case sig == syscall.SIGHUP:
+				_ = n.answer("reload", func(question) ([]string, error) { return n.reload() }) // logged there
+			case sig == syscall.SIGUSR2:
+				done := make(chan error, 1)
+				upgraded = done
+				go func() {
+					done <- n.answer("upgrade", func(q question) ([]string, error) {
+						pid, err := n.upgrade(ctx, q.Binary)
+						return []string{fmt.Sprint(pid)}, err
+					})
+				}()
+			default:
+				if upgraded != nil {
+					abandon()
+					if err := <-upgraded; err == nil { // too late: the new process is the node, and the signal was meant for it
+						n.log.Warn("told to stop while the new process took over: passing it on", "signal", sig.String())
+						n.passOn(sig)
 					}
 				}
+				limit := n.live.DrainTimeout
+				if sig == syscall.SIGQUIT {
+					limit = math.MaxInt64 // until whoever asked for it loses patience and sends SIGTERM
+				}
+				if !n.retired.Load() {
+					notify("STOPPING=1")
+				}
+				n.notice("stopping", "signal", sig.String())
+				n.end(signals, limit, n.stop)
+				n.notice("stopped")
+				return nil
+			}
+		}
+	}
+}
+
+// end runs what ends the node, at most as long as limit, and less when it is told to stop meanwhile.
+func (n *node) end(signals <-chan os.Signal, limit time.Duration, f func(context.Context)) {
+	ctx, cut := context.WithTimeout(context.Background(), limit)
+	defer cut()
+	done := make(chan struct{})
+	go func() { f(ctx); close(done) }()
+	for {
+		select {
+		case <-done:
+			return
+		case sig := <-signals:
+			if sig != syscall.SIGHUP && sig != syscall.SIGUSR2 {
+				n.log.Warn("told to stop again: cutting off what still runs", "signal", sig.String())
+				cut()
 			}
 		}
 	}
@@ -151,7 +221,11 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	if n.sockets, err = openSockets(n.s, &n.front, n.certificate, hostname, n.log); err != nil { // first, so that a port in use is known before the cluster is touched
+	if err := n.suits(); err != nil {
+		return err
+	}
+	n.adminConns, n.statusConns = newHandOver(), newHandOver()
+	if err := n.openSockets(n.s, n.from.inherited); err != nil { // first, so that a port in use is known before the cluster is touched
 		return err
 	}
 	roots, err := n.s.Roots()
@@ -170,10 +244,15 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
+	served, err := n.from.step(stepChecked, stepGo)
+	if err != nil {
+		return err
+	}
 	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys})
+	n.machine = machine
 	n.cluster, err = cluster.Open(context.Background(), cluster.Options{
 		Prefix: n.s.Prefix, Name: n.s.NodeName, Listen: n.s.ClusterListen, Advertise: n.s.ClusterAdvertise, GossipListen: n.s.GossipListen,
-		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, Log: n.log,
+		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, HoldLevel: n.from != nil, Log: n.log,
 		Tuning: cluster.Tuning{
 			SnapshotThreshold: uint64(n.s.SnapshotThreshold), SnapshotInterval: n.s.SnapshotInterval, TrailingLogs: uint64(n.s.TrailingLogs),
 		},
@@ -198,7 +277,55 @@ func (n *node) start() error {
 	if err := n.startProxy(); err != nil {
 		return err
 	}
-	return n.startAdmin(machine, plugins, hostname)
+	if err := n.startAdmin(machine, plugins, hostname); err != nil {
+		return err
+	}
+	if n.from != nil {
+		// At least what the old process served; it ends this one if that takes too long.
+		if err := n.compiler.Holder().Wait(context.Background(), served.Index); err != nil {
+			return err
+		}
+		if n.from.begin.Ready {
+			n.caughtUp()
+		}
+		if _, err := n.from.step(stepReady, stepOver); err != nil {
+			return err
+		}
+	}
+	n.accepting = true
+	for _, accept := range n.pending {
+		accept()
+	}
+	n.pending = nil
+	return nil
+}
+
+// suits tells whether this process can take the place of the one that started it.
+func (n *node) suits() error {
+	switch {
+	case n.from == nil:
+	case n.from.begin.Prefix != n.s.Prefix:
+		return fmt.Errorf("prefix is now %s, and the running node's is %s: that needs a restart", n.s.Prefix, n.from.begin.Prefix)
+	case n.from.begin.Level > fsm.MaxLevel:
+		return fmt.Errorf("the cluster is at level %d, and this program (version %s) understands levels up to %d: use a newer one", n.from.begin.Level, version, fsm.MaxLevel)
+	}
+	return nil
+}
+
+// openSockets opens the listeners of the settings, taking those that are inherited.
+func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.Inherited) error {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	open, err := openSockets(s, servers{&n.front, n.adminConns, n.statusConns}, n.certificate, hostname, inherited, n.log)
+	if err == nil {
+		n.sockets.Store(open)
+		if len(s.StreamListen) > 0 {
+			n.streamServers = append(n.streamServers, open.stream)
+		}
+	}
+	return err
 }
 
 // certificate is asked in handshakes, of which there are none before the compiler has started.
@@ -209,7 +336,7 @@ func (n *node) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 // ownPorts are the listeners that the proxy must not reach.
 func (n *node) ownPorts() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, a := range n.sockets.admin.Addrs() {
+	for _, a := range n.sockets.Load().admin.Addrs() {
 		if t, ok := a.(*net.TCPAddr); ok {
 			out = append(out, t.AddrPort())
 		}
@@ -254,11 +381,15 @@ func choosePlugins(names []string, counters *prometheus.Registry) ([]plugin.Plug
 
 // newHandler makes a handler from those settings that a reload may change.
 func (n *node) newHandler(s *settings.Settings) *proxy.Handler {
+	access := n.access
+	if s.ProxyAccessLog == "" {
+		access = nil
+	}
 	return proxy.New(proxy.Options{
 		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, Log: n.log, Product: product(), TrustedIPs: s.TrustedIPs, RealIPHeader: s.RealIPHeader,
 		RealIPRecursive: s.RealIPRecursive, Headers: s.Headers, HeadersUpstream: s.HeadersUpstream, ErrorDefaultType: s.ErrorDefaultType, ErrorTemplates: s.ErrorTemplates,
 		AllowDebugHeader: s.AllowDebugHeader, PathEscapes: s.PathEscapes, MaxBody: s.MaxBody, MaxInFlight: int64(s.MaxInFlight),
-		AccessLog: n.access, Stats: &n.stats, Committed: n.cluster.ReadIndex,
+		AccessLog: access, Stats: &n.stats, Committed: n.cluster.ReadIndex,
 	})
 }
 
@@ -292,18 +423,10 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 	if _, chosen := schemas["prometheus"]; chosen {
 		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), started: time.Now()}).page
 	}
-	admin := http.Handler(rest.New(options))
-	if n.s.AdminAccessLog != "" {
-		f, err := n.openLog(n.s.AdminAccessLog)
-		if err != nil {
-			return fmt.Errorf("admin_access_log: %w", err)
-		}
-		admin = logRequests(admin, f)
-	}
-	n.serveHTTP(n.sockets.adminConns, admin)
-	n.serve("admin_listen", n.sockets.admin, n.s.AdminListen)
-	n.serveHTTP(n.sockets.statusConns, rest.NewStatus(options))
-	n.serve("status_listen", n.sockets.status, n.s.StatusListen)
+	admin := logRequests(rest.New(options), &n.logs[logAdmin])
+	n.serveHTTP(n.adminConns, n.retiring(admin, true))
+	n.serveHTTP(n.statusConns, n.retiring(rest.NewStatus(options), false))
+	n.serveListeners(n.s)
 	return nil
 }
 
@@ -312,13 +435,34 @@ func (n *node) serveHTTP(conns net.Listener, h http.Handler) {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew:
+				n.httpConns.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				n.httpConns.Add(-1)
+			}
+		},
 	}
 	n.servers = append(n.servers, srv)
 	go func() { _ = srv.Serve(conns) }() // it ends with Shutdown; a listener that breaks is noticed by serve
 }
 
-// serve accepts on the listeners of a key.
+// serveListeners accepts on what openSockets has opened.
+func (n *node) serveListeners(s *settings.Settings) {
+	open := n.sockets.Load()
+	n.serve("proxy_listen", open.proxy, s.ProxyListen)
+	n.serve("admin_listen", open.admin, s.AdminListen)
+	n.serve("status_listen", open.status, s.StatusListen)
+	n.startStreams(s, open.stream)
+}
+
+// serve accepts on the listeners of a key, once the node is started.
 func (n *node) serve(key string, g *listen.Group, specs []listen.Spec) {
+	if !n.accepting {
+		n.pending = append(n.pending, func() { n.serve(key, g, specs) })
+		return
+	}
 	for i, addr := range g.Addrs() {
 		n.notice("listening", "for", key, "address", addr.String(), "tls", specs[i].SSL)
 	}
@@ -329,46 +473,39 @@ func (n *node) serve(key string, g *listen.Group, specs []listen.Spec) {
 	}()
 }
 
-// startProxy serves the proxy listeners.
+// startProxy makes what serves the proxy listeners.
 func (n *node) startProxy() error {
-	if n.s.ProxyAccessLog != "" {
-		f, err := n.openLog(n.s.ProxyAccessLog)
-		if err != nil {
-			return fmt.Errorf("proxy_access_log: %w", err)
-		}
-		n.access = proxy.NewAccessLog(f, n.s.AccessLogJSON, n.log)
+	files, err := openLogs(n.s)
+	if err != nil {
+		return err
 	}
+	n.useLogs(n.s, files)
 	n.front.log, n.front.clock = n.log, h1.NewClock()
 	n.front.use(n.newHandler(n.s), n.s)
-	n.serve("proxy_listen", n.sockets.proxy, n.s.ProxyListen)
-	return n.startStreams()
+	return nil
 }
 
-// startStreams serves the stream listeners.
-func (n *node) startStreams() error {
-	if len(n.s.StreamListen) == 0 {
-		return nil
+// startStreams serves the stream listeners, with the settings of now.
+func (n *node) startStreams(s *settings.Settings, server *stream.Server) {
+	if len(s.StreamListen) == 0 {
+		return
 	}
-	g := stream.Gateway{
-		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, JSON: n.s.AccessLogJSON, TrustedIPs: n.s.TrustedIPs,
+	if !n.accepting {
+		n.pending = append(n.pending, func() { n.startStreams(s, server) })
+		return
 	}
-	if n.s.StreamLog != "" {
-		f, err := n.openLog(n.s.StreamLog)
-		if err != nil {
-			return fmt.Errorf("proxy_stream_access_log: %w", err)
-		}
-		n.streams = proxy.NewAccessLog(f, n.s.AccessLogJSON, n.log)
+	g := stream.Gateway{Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, JSON: s.AccessLogJSON, TrustedIPs: s.TrustedIPs}
+	if s.StreamLog != "" {
 		g.AccessLog = n.streams
 	}
-	for _, addr := range n.sockets.stream.Addrs() {
+	for _, addr := range server.Addrs() {
 		n.notice("listening", "for", "stream_listen", "address", addr.String(), "network", addr.Network())
 	}
 	go func() {
-		if err := n.sockets.stream.Serve(g); err != nil {
+		if err := server.Serve(g); err != nil {
 			n.broken("stream_listen", err)
 		}
 	}()
-	return nil
 }
 
 // broken ends the node: one that looks alive and takes no requests is worse than one that restarts.
@@ -379,46 +516,22 @@ func (n *node) broken(key string, err error) {
 	}
 }
 
-// reload takes over what can be changed in a running node.
-func (n *node) reload() {
-	next, warnings, err := n.load()
-	for _, w := range warnings {
-		n.log.Warn(string(w))
-	}
-	if err != nil {
-		n.log.Error("reload: the settings are not valid, nothing was changed", "error", err)
-		return
-	}
-	for _, f := range n.logs {
-		if err := f.reopen(); err != nil {
-			n.log.Error("reload: a log file cannot be opened anew, the old one goes on", "error", err)
-		}
-	}
-	if _, restart := n.s.Changed(next); len(restart) > 0 {
-		n.log.Warn("reload: these settings need a restart", "settings", strings.Join(restart, ", "))
-	}
-	live, _ := n.live.Changed(next)
-	if len(live) > 0 {
-		n.level.Set(next.LogLevel)
-		n.front.use(n.newHandler(next), next)
-	}
-	n.live = next
-	n.notice("reloaded", "changed", orNone(strings.Join(live, ", ")))
-}
-
 // stop drains and ends the parts. When ctx ends, requests that still run are cut off.
 func (n *node) stop(ctx context.Context) {
 	n.draining.Store(true)
-	if n.sockets == nil {
+	open := n.sockets.Load()
+	if open == nil {
 		return
 	}
-	n.sockets.proxy.Close()
-	n.sockets.stream.Close()
+	open.proxy.Close()
 	var streams sync.WaitGroup
-	streams.Go(func() { n.sockets.stream.Shutdown(ctx) })
+	for _, s := range n.streamServers {
+		s.Close()
+		streams.Go(func() { s.Shutdown(ctx) })
+	}
 	n.front.shutdown(ctx) // the status listener tells meanwhile that the node is not ready
 	streams.Wait()
-	n.sockets.close()
+	open.close()
 	for _, s := range n.servers {
 		if err := s.Shutdown(ctx); err != nil {
 			s.Close()
@@ -442,14 +555,11 @@ func (n *node) stop(ctx context.Context) {
 	if n.upstream != nil {
 		n.upstream.Close()
 	}
-	if n.access != nil {
-		n.access.Close()
+	for _, l := range n.accessLogs {
+		l.Close()
 	}
-	if n.streams != nil {
-		n.streams.Close()
-	}
-	for _, f := range n.logs {
-		f.Close()
+	for i := range n.logs {
+		n.logs[i].use(nil)
 	}
 }
 

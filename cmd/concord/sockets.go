@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"concord/cmd/concord/settings"
 	"concord/proxy/h1"
 	"concord/proxy/listen"
@@ -19,16 +21,73 @@ import (
 
 // sockets are the open listeners of a node. Nothing is accepted before their Serve.
 type sockets struct {
-	proxy, admin, status    *listen.Group
-	stream                  *stream.Server
-	adminConns, statusConns *handOver
+	proxy, admin, status *listen.Group
+	stream               *stream.Server
 }
+
+// group is a set of listeners that can go over to another process, or to another group.
+type group interface {
+	Sockets(give func(name string, fd int) error) error
+	Stop()
+	Close()
+}
+
+// groups are the listeners by the setting they are of.
+func (s *sockets) groups() map[string]group {
+	all := map[string]group{}
+	for setting, g := range map[string]*listen.Group{"proxy_listen": s.proxy, "admin_listen": s.admin, "status_listen": s.status} {
+		if g != nil {
+			all[setting] = g
+		}
+	}
+	if s.stream != nil {
+		all["stream_listen"] = s.stream
+	}
+	return all
+}
+
+// stop stops accepting; settle waits until requests have begun on all connections, then closes those on which none has.
+func (s *sockets) stop() {
+	for _, g := range s.groups() {
+		g.Stop()
+	}
+}
+
+func (s *sockets) settle(ctx context.Context) {
+	for _, g := range []*listen.Group{s.proxy, s.admin, s.status} {
+		g.Settled(ctx)
+	}
+	s.close()
+}
+
+// copies are the sockets for others to use; Close frees those that were not.
+func (s *sockets) copies() (map[string]*listen.Inherited, error) {
+	all := map[string]*listen.Inherited{}
+	for setting, g := range s.groups() {
+		in := &listen.Inherited{}
+		all[setting] = in
+		err := g.Sockets(func(name string, fd int) error {
+			copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err == nil {
+				in.Add(name, copied)
+			}
+			return err
+		})
+		if err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// servers are where connections go.
+type servers struct{ proxy, admin, status listen.ConnServer }
 
 // choose picks the certificate for a client of proxy_listen, nil for that of the settings.
 type choose func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
-// openSockets opens all listeners, or none. Connections of proxy_listen go to front.
-func openSockets(s *settings.Settings, front listen.ConnServer, certificate choose, hostname string, log *slog.Logger) (*sockets, error) {
+// openSockets opens all listeners, or none; it takes those that are inherited.
+func openSockets(s *settings.Settings, to servers, certificate choose, hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
 	proxyCert, err := ownCertificate(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ssl_cert: %w", err)
@@ -45,7 +104,7 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 	adminTLS.NextProtos = []string{"h2", "http/1.1"}
 	streamTLS := proxyTLS.Clone()
 	streamTLS.NextProtos = nil
-	out := &sockets{adminConns: newHandOver(), statusConns: newHandOver()}
+	out := &sockets{}
 	for _, g := range []struct {
 		key    string
 		specs  []listen.Spec
@@ -53,11 +112,12 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 		tls    *tls.Config
 		to     **listen.Group
 	}{
-		{"proxy_listen", s.ProxyListen, front, proxyTLS, &out.proxy},
-		{"admin_listen", s.AdminListen, out.adminConns, adminTLS, &out.admin},
-		{"status_listen", s.StatusListen, out.statusConns, adminTLS, &out.status},
+		{"proxy_listen", s.ProxyListen, to.proxy, proxyTLS, &out.proxy},
+		{"admin_listen", s.AdminListen, to.admin, adminTLS, &out.admin},
+		{"status_listen", s.StatusListen, to.status, adminTLS, &out.status},
 	} {
 		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
+		o.Inherited = inherited(g.key)
 		if g.to == &out.proxy {
 			o.MaxConns = s.MaxConns
 		}
@@ -66,7 +126,7 @@ func openSockets(s *settings.Settings, front listen.ConnServer, certificate choo
 			return nil, cannotOpen(g.key, err)
 		}
 	}
-	if out.stream, err = stream.Open(context.Background(), stream.Options{Specs: s.StreamListen, TLS: streamTLS, Log: log}); err != nil {
+	if out.stream, err = stream.Open(context.Background(), stream.Options{Specs: s.StreamListen, TLS: streamTLS, Inherited: inherited("stream_listen"), Log: log}); err != nil {
 		out.close()
 		return nil, cannotOpen("stream_listen", err)
 	}
@@ -82,13 +142,8 @@ func cannotOpen(key string, err error) error {
 
 // close closes all; closing twice does no harm.
 func (s *sockets) close() {
-	for _, g := range []*listen.Group{s.proxy, s.admin, s.status} {
-		if g != nil {
-			g.Close()
-		}
-	}
-	if s.stream != nil {
-		s.stream.Close()
+	for _, g := range s.groups() {
+		g.Close()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,11 +19,18 @@ func (c *cli) runCmd() *cobra.Command {
 		Use: "run", Short: "Run the node in the foreground, logging to standard error", Args: cobra.NoArgs,
 		Example: "  concord run --prefix ./node1",
 		RunE: func(*cobra.Command, []string) error {
-			s, err := c.settings()
+			from, err := inherit()
 			if err != nil {
 				return err
 			}
-			return c.run(s)
+			s, err := c.settings()
+			if err == nil {
+				err = c.run(s, from)
+			}
+			if err != nil {
+				from.fail(err)
+			}
+			return err
 		},
 	})
 }
@@ -154,21 +162,55 @@ func (c *cli) reloadCmd() *cobra.Command {
 	return kongFlags(c.nodeFlags(&cobra.Command{
 		Use: "reload", Short: "Have the node read its settings file again", Args: cobra.NoArgs,
 		Long: "Have the node read its settings file again and open its log files anew.\n\n" +
-			"The settings are checked first. The node takes over those that docs/settings.md marks as live and logs which of the others changed and need a restart.\n" +
-			"It reads the file it was started with; variables keep the values they had then.",
+			"The settings are checked first; if anything in them cannot be used, nothing is changed. The node takes over those that docs/settings.md marks as live\n" +
+			"and names those that take an upgrade or a restart. It reads the file it was started with; variables keep the values they had then.",
 		Example: "  concord reload",
 		RunE: func(*cobra.Command, []string) error {
 			s, err := c.settings()
 			if err != nil {
 				return err
 			}
-			if _, err := signalNode(s.Prefix, syscall.SIGHUP); err != nil {
-				return err
+			lines, err := ask(s.Prefix, syscall.SIGHUP, question{Verb: "reload"}, cleanup)
+			if err != nil {
+				return fmt.Errorf("the node has not reloaded: %w", err)
+			}
+			for _, l := range lines {
+				fmt.Fprintln(c.stdout, l)
 			}
 			fmt.Fprintln(c.stdout, "Concord reloaded")
 			return nil
 		},
 	}), "nginx-conf")
+}
+
+func (c *cli) upgradeCmd() *cobra.Command {
+	binary := ""
+	cmd := c.nodeFlags(&cobra.Command{
+		Use: "upgrade", Short: "Replace the node's process by one of a new program, without losing a request", Args: cobra.NoArgs,
+		Long: "Replace the node's process by one of a new program, without losing a request.\n\n" +
+			"The new process takes over the listening sockets once it has checked its settings, opened the node's files and built what it serves; until then the\n" +
+			"old one serves, and goes on if anything fails. Settings that a reload cannot change are taken over, too. See docs/upgrades.md.",
+		Example: "  concord upgrade\n  concord upgrade --binary /opt/concord-1.2/concord",
+		RunE: func(*cobra.Command, []string) error {
+			s, err := c.settings()
+			if err != nil {
+				return err
+			}
+			if binary != "" {
+				if binary, err = filepath.Abs(binary); err != nil {
+					return err
+				}
+			}
+			lines, err := ask(s.Prefix, syscall.SIGUSR2, question{Verb: "upgrade", Binary: binary}, s.UpgradeTimeout+2*cleanup)
+			if err != nil {
+				return fmt.Errorf("nothing has changed, the node goes on: %w", err)
+			}
+			fmt.Fprintf(c.stdout, "Concord upgraded (process %s)\n", strings.Join(lines, ""))
+			return nil
+		},
+	})
+	cmd.Flags().StringVar(&binary, "binary", "", "the new program; otherwise the path from which the node was started")
+	return cmd
 }
 
 func (c *cli) healthCmd() *cobra.Command {

@@ -172,6 +172,10 @@ func (s *Server) Conns() int {
 	return len(s.conns)
 }
 
+// Drain makes every further response the last one on its connection. Idle connections are left alone: a client may be about to send, and would
+// lose its request.
+func (s *Server) Drain() { s.draining.Store(true) }
+
 // Shutdown stops accepting, closes idle connections, lets requests in flight finish with "Connection: close", and cuts
 // what is left when ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {

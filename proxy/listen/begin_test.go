@@ -182,7 +182,7 @@ func TestFlagsReachTheSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := specs[0].Listen(context.Background())
+	ln, err := specs[0].Listen(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestFamiliesAreApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := four[0].Listen(context.Background())
+	a, err := four[0].Listen(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestFamiliesAreApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := six[0].Listen(context.Background())
+	b, err := six[0].Listen(context.Background(), nil)
 	if err != nil {
 		t.Fatalf("0.0.0.0 and [::] with one port, as many configurations have it: %v", err)
 	}

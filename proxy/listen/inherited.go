@@ -55,8 +55,8 @@ func (i *Inherited) listener(network, address string) (net.Listener, error) {
 	return ln, nil
 }
 
-// PacketConn is the UDP socket that was opened for network and address, nil when there is none.
-func (i *Inherited) PacketConn(network, address string) (net.PacketConn, error) {
+// packetConn is nil when there is no such socket.
+func (i *Inherited) packetConn(network, address string) (net.PacketConn, error) {
 	f := i.take(network, address)
 	if f == nil {
 		return nil, nil
@@ -87,12 +87,20 @@ func (i *Inherited) Close() {
 // Sockets gives out the group's sockets, each with the name for Inherited.Add. The descriptors are valid during the call only.
 func (g *Group) Sockets(give func(name string, fd int) error) error {
 	for _, l := range g.listeners {
-		err := controlled(l.Listener, func(raw syscall.RawConn) error {
-			return control(raw, func(fd int) error { return give(socketName(l.spec.network(), l.spec.Address), fd) })
-		})
-		if err != nil {
-			return fmt.Errorf("hand over %s: %w", l.spec, err)
+		if err := GiveSocket(l.spec, l.Listener, give); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// GiveSocket gives out the socket of a listener or packet connection, with its name.
+func GiveSocket(spec Spec, socket any, give func(name string, fd int) error) error {
+	err := controlled(socket, func(raw syscall.RawConn) error {
+		return control(raw, func(fd int) error { return give(spec.SocketName(), fd) })
+	})
+	if err != nil {
+		return fmt.Errorf("hand over %s: %w", spec, err)
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 		keepAlive, err := s.keepAlive()
 		var ln net.Listener
 		if err == nil {
-			ln, err = s.listen(ctx, o.Inherited)
+			ln, err = s.Listen(ctx, o.Inherited)
 		}
 		if err != nil {
 			g.closeListeners()
@@ -302,8 +302,8 @@ func (g *Group) proceed(nc net.Conn) bool {
 // Conns is the number of open connections.
 func (g *Group) Conns() int { return int(g.conns.Load()) }
 
-// Stop stops accepting and returns when no connection can come any more. Sockets that another process has inherited are not shut by it: what
-// waits in their queues is that process's to accept.
+// Stop stops accepting and returns when no connection can come any more. Sockets that somebody else has inherited stay open there: what waits in
+// their queues is theirs to accept.
 func (g *Group) Stop() {
 	g.stopping.Store(true)
 	for _, l := range g.listeners {
@@ -312,6 +312,7 @@ func (g *Group) Stop() {
 		}
 	}
 	g.accepting.Wait()
+	g.closeListeners()
 }
 
 // Settled waits, after Stop, until the server has been given every connection on which something was said, at most as long as ctx.

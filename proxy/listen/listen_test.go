@@ -363,13 +363,13 @@ func TestReusePort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := specs[0].Listen(context.Background())
+	a, err := specs[0].Listen(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
 	specs[0].Address = a.Addr().String()
-	b, err := specs[0].Listen(context.Background())
+	b, err := specs[0].Listen(context.Background(), nil)
 	if err != nil {
 		t.Fatalf("a second listener on the same port: %v", err)
 	}

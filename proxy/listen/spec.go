@@ -188,8 +188,11 @@ func (s Spec) network() string {
 	return name
 }
 
-// ListenPacket opens the socket of a spec with UDP.
-func (s Spec) ListenPacket(ctx context.Context) (net.PacketConn, error) {
+// ListenPacket opens the socket of a spec with UDP, or takes it if it is inherited.
+func (s Spec) ListenPacket(ctx context.Context, from *Inherited) (net.PacketConn, error) {
+	if c, err := from.packetConn(s.network(), s.Address); c != nil || err != nil {
+		return c, err
+	}
 	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return s.options(raw, s.ReusePort) }}
 	conn, err := c.ListenPacket(ctx, s.network(), s.Address)
 	if err != nil {
@@ -206,10 +209,8 @@ func (s Spec) Tune(nc net.Conn) {
 	}
 }
 
-// Listen opens the socket.
-func (s Spec) Listen(ctx context.Context) (net.Listener, error) { return s.listen(ctx, nil) }
-
-func (s Spec) listen(ctx context.Context, from *Inherited) (net.Listener, error) {
+// Listen opens the socket, or takes it if it is inherited.
+func (s Spec) Listen(ctx context.Context, from *Inherited) (net.Listener, error) {
 	ln, err := from.listener(s.network(), s.Address)
 	if ln == nil && err == nil {
 		c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return s.options(raw, s.ReusePort) }}
@@ -251,6 +252,9 @@ func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
 	})
 }
 
+// SocketName is how Inherited knows the socket.
+func (s Spec) SocketName() string { return socketName(s.network(), s.Address) }
+
 // control runs f with the descriptor.
 func control(raw syscall.RawConn, f func(fd int) error) error {
 	var inner error
@@ -260,8 +264,8 @@ func control(raw syscall.RawConn, f func(fd int) error) error {
 	return inner
 }
 
-func controlled(ln net.Listener, f func(syscall.RawConn) error) error {
-	c, ok := ln.(syscall.Conn)
+func controlled(socket any, f func(syscall.RawConn) error) error {
+	c, ok := socket.(syscall.Conn)
 	if !ok {
 		return errors.ErrUnsupported
 	}

@@ -34,6 +34,7 @@ type Options struct {
 	// HelloTimeout is how long a client may take for a PROXY header and a TLS ClientHello, default 30 s (nginx's preread_timeout),
 	// HandshakeTimeout how long for the TLS handshake, default 15 s.
 	HelloTimeout, HandshakeTimeout time.Duration
+	Inherited                      *listen.Inherited // sockets to take instead of opening them; nil: none
 	Log                            *slog.Logger
 }
 
@@ -71,6 +72,7 @@ type Server struct {
 	clients   atomic.Int64 // of UDP
 	accepted  atomic.Uint64
 	lastFull  atomic.Int64 // Unix seconds of the last complaint
+	stopping  atomic.Bool
 
 	mu     sync.Mutex
 	closed bool
@@ -109,7 +111,7 @@ func Open(ctx context.Context, o Options) (*Server, error) {
 			}
 		} else {
 			var l net.Listener
-			if l, err = spec.Listen(ctx); err == nil {
+			if l, err = spec.Listen(ctx, o.Inherited); err == nil {
 				s.tcp = append(s.tcp, tcpListener{l, spec})
 			}
 		}
@@ -168,7 +170,7 @@ func (s *Server) accept(l tcpListener) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if s.isClosed() {
+			if s.stopping.Load() || s.isClosed() {
 				return nil
 			}
 			if transient(err) {
@@ -235,6 +237,38 @@ func (s *Server) isClosed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.closed
+}
+
+// Sockets gives out the sockets, each with the name for listen.Inherited. The descriptors are valid during the call only.
+func (s *Server) Sockets(give func(name string, fd int) error) error {
+	for _, l := range s.tcp {
+		if err := listen.GiveSocket(l.spec, l.Listener, give); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.udp {
+		if err := listen.GiveSocket(l.spec, l.conn, give); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stop is Close for sockets that somebody else has inherited: what waits in them is theirs, and a connection that was just accepted is served.
+func (s *Server) Stop() {
+	s.stopping.Store(true)
+	for _, l := range s.tcp {
+		if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); ok {
+			_ = d.SetDeadline(time.Unix(1, 0))
+		}
+	}
+	for _, l := range s.udp {
+		l.stop()
+	}
+	s.accepting.Wait()
+	for _, l := range s.tcp {
+		_ = l.Close()
+	}
 }
 
 // Close stops accepting. Sessions go on; of UDP clients only what upstreams still answer.

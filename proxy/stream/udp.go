@@ -69,7 +69,7 @@ type udpClient struct {
 }
 
 func (s *Server) listenUDP(ctx context.Context, spec listen.Spec) (*udpListener, error) {
-	c, err := spec.ListenPacket(ctx)
+	c, err := spec.ListenPacket(ctx, s.o.Inherited)
 	if err != nil {
 		return nil, err
 	}

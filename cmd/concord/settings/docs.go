@@ -13,7 +13,7 @@ func Reference() string {
 		"A node reads `key = value` lines as Kong does: `#` starts a comment (write `\\#` for the character), lists are separated by commas, switches are `on` or `off`.\n" +
 		"The file is the one named by `-c`, or else the first that exists of " + quoteAll(SearchPath()) + ".\n\n" +
 		"The command line wins over `CONCORD_<KEY>` variables, these over `KONG_<KEY>` variables, these over the file, the file over the defaults. An empty value means the default.\n" +
-		"`concord reload` takes over the keys marked **live**; the others need a restart.\n")
+		"`concord reload` takes over the keys marked **live**; the others take `concord upgrade` or a restart.\n")
 	for _, g := range groups() {
 		fmt.Fprintf(&b, "\n## %s\n\n| key | default | value | |\n|---|---|---|---|\n", g.Title)
 		for _, k := range g.Keys {

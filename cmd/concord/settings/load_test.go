@@ -273,15 +273,15 @@ func TestChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, _, err := load(t, "prefix = /p\ntrusted_ips = 10.0.0.1\nssl_cert=a\nssl_cert_key=c\nlog_level=debug\nproxy_listen=off")
+	b, _, err := load(t, "prefix = /p\ntrusted_ips = 10.0.0.1\nssl_cert=a\nssl_cert_key=c\nlog_level=debug\nplugins=off\nnode_name=x")
 	if err != nil {
 		t.Fatal(err)
 	}
 	live, restart := a.Changed(b)
-	if d := cmp.Diff([]string{"log_level", "trusted_ips"}, live); d != "" {
+	if d := cmp.Diff([]string{"log_level", "ssl_cert_key", "trusted_ips"}, live); d != "" {
 		t.Error(d)
 	}
-	if d := cmp.Diff([]string{"proxy_listen", "ssl_cert_key"}, restart); d != "" {
+	if d := cmp.Diff([]string{"node_name", "plugins"}, restart); d != "" {
 		t.Error(d)
 	}
 }

@@ -91,7 +91,9 @@ type Settings struct {
 
 	Plugins []string // names; "bundled" is already resolved by the caller that knows the list
 
-	DrainTimeout time.Duration // how long SIGTERM lets running exchanges finish
+	DrainTimeout        time.Duration // how long SIGTERM lets running exchanges finish
+	UpgradeTimeout      time.Duration // how long a new process may take to be ready
+	UpgradeDrainTimeout time.Duration // how long the old one goes on serving what has begun
 
 	keys map[string][32]byte // hash of each key's text, to see what a reload changed without keeping secrets twice
 }

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"concord/admin/auth"
+	"concord/cmd/concord/settings"
+	"concord/proxy"
+	"concord/proxy/listen"
+)
+
+// reload takes over what can be changed in a running node: everything or, when something of it cannot be used, nothing. It returns a line for each
+// setting that is another one.
+func (n *node) reload() (lines []string, err error) {
+	defer func() {
+		if err != nil {
+			n.log.Error("reload: nothing was changed", "error", err)
+		}
+	}()
+	next, warnings, err := n.load()
+	for _, w := range warnings {
+		n.log.Warn(string(w))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the settings are not valid: %w", err)
+	}
+	if err := auth.CheckBind(addrs(next.AdminListen)); err != nil {
+		return nil, fmt.Errorf("admin_listen: %w", err)
+	}
+	if err := prepare(next); err != nil {
+		return nil, err
+	}
+	live, _ := n.live.Changed(next)
+	_, restart := n.s.Changed(next)
+	files, err := openLogs(next)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.replaceSockets(next); err != nil {
+		closeLogs(files)
+		return nil, err
+	}
+	n.useLogs(next, files)
+	n.level.Set(next.LogLevel)
+	if len(live) > 0 {
+		n.front.use(n.newHandler(next), next)
+	}
+	n.live = next
+	for _, key := range live {
+		lines = append(lines, key+": changed")
+		n.notice("reload: changed", "setting", key)
+	}
+	for _, key := range restart {
+		lines = append(lines, key+": not changed, it takes `concord upgrade` or a restart")
+		n.log.Warn("reload: not changed, it takes an upgrade or a restart", "setting", key)
+	}
+	n.notice("reloaded", "changed", orNone(strings.Join(live, ", ")))
+	return lines, nil
+}
+
+// replaceSockets opens the listeners of other settings, with certificates as the files are now, and closes those that are not in them. Addresses that stay
+// keep their socket, so that nobody finds them closed.
+func (n *node) replaceSockets(next *settings.Settings) error {
+	old := n.sockets.Load()
+	copies, err := old.copies()
+	defer func() {
+		for _, c := range copies {
+			c.Close()
+		}
+	}()
+	if err == nil {
+		err = n.openSockets(next, func(setting string) *listen.Inherited { return copies[setting] })
+	}
+	if err != nil {
+		return err
+	}
+	n.serveListeners(next)
+	old.stop()
+	go func() {
+		silent, cancel := context.WithTimeout(context.Background(), quiet)
+		defer cancel()
+		old.settle(silent)
+	}()
+	return nil
+}
+
+// The access logs of a node.
+const (
+	logProxy = iota
+	logStream
+	logAdmin
+)
+
+// openLogs opens the files of the access logs, anew if they are open: something may have moved them away.
+func openLogs(s *settings.Settings) (files [3]*os.File, err error) {
+	for i, l := range [...]struct{ key, path string }{
+		logProxy: {"proxy_access_log", s.ProxyAccessLog}, logStream: {"proxy_stream_access_log", s.StreamLog}, logAdmin: {"admin_access_log", s.AdminAccessLog},
+	} {
+		if files[i], err = openLog(l.path); err != nil {
+			closeLogs(files)
+			return files, fmt.Errorf("%s: %w", l.key, err)
+		}
+	}
+	return files, nil
+}
+
+func closeLogs(files [3]*os.File) {
+	for _, f := range files {
+		closeLog(f)
+	}
+}
+
+// useLogs has the access logs go on in other files. Who logs already goes on logging, in the format of before.
+func (n *node) useLogs(s *settings.Settings, files [3]*os.File) {
+	for i := range n.logs {
+		n.logs[i].use(files[i])
+	}
+	if n.access == nil || n.accessJSON != s.AccessLogJSON {
+		n.accessJSON = s.AccessLogJSON
+		n.access = proxy.NewAccessLog(&n.logs[logProxy], n.accessJSON, n.log)
+		n.streams = proxy.NewAccessLog(&n.logs[logStream], n.accessJSON, n.log)
+		n.accessLogs = append(n.accessLogs, n.access, n.streams)
+	}
+}
