@@ -62,7 +62,9 @@ func (a *API) root(c *call) (answer, error) {
 	for k, v := range a.o.Info.Configuration {
 		configuration[k] = v
 		if text, ok := v.(string); ok && strings.HasSuffix(k, "_listen") && configuration[k+"ers"] != nil {
-			configuration[k+"ers"] = listeners(text)
+			if list := listeners(text); len(list) > 0 {
+				configuration[k+"ers"] = list // without stream listeners Kong shows {}
+			}
 		}
 	}
 	// To clients "postgres" means that entities can be written through this API.

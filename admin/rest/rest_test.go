@@ -16,7 +16,6 @@ import (
 
 	"concord/admin/auth"
 	"concord/admin/rest"
-	"concord/admin/rest/transcript"
 	"concord/admin/service"
 	"concord/admin/service/logtest"
 	"concord/cluster"
@@ -26,6 +25,7 @@ import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
+	"concord/test/transcript"
 )
 
 // gateway is an Admin API over a machine in memory.
@@ -139,11 +139,16 @@ func (f *fakeCluster) TransferLeadership(_ context.Context, to string) error {
 }
 
 func TestTranscripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
+	// Those of this package need its fakes: a cluster and a balancer that answer by heart.
+	files := []string{"testdata/cluster.txtar", "testdata/health.txtar"}
+	if own, _ := filepath.Glob("testdata/*.txtar"); len(own) != len(files) {
+		t.Errorf("%v: transcripts that run anywhere belong to test/conformance", own)
+	}
+	shared, err := filepath.Glob("../../test/conformance/*.txtar")
+	if err != nil || len(shared) == 0 {
 		t.Fatalf("no transcripts: %v", err)
 	}
-	files = append(files, "testdata/stub/cluster.txtar", "testdata/stub/health.txtar")
+	files = append(files, shared...)
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			data, err := os.ReadFile(file)

@@ -43,7 +43,7 @@ func valid(entity string, refs map[string]any, name string) map[string]any {
 // material are the keys and certificates of the transcripts.
 var material = func() map[string]string {
 	m := map[string]string{}
-	ar, err := txtar.ParseFile("testdata/certificates.txtar")
+	ar, err := txtar.ParseFile("../../test/conformance/certificates.txtar")
 	if err != nil {
 		panic(err)
 	}

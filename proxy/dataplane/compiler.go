@@ -17,6 +17,7 @@ import (
 	"concord/fsm/state"
 	"concord/proxy/balancer"
 	"concord/proxy/plugin"
+	"concord/proxy/vault"
 )
 
 // Options of New.
@@ -70,6 +71,7 @@ type Compiler struct {
 	names             atomic.Pointer[btree.Map[string, *pair]] // certificates by SNI
 	roots             *x509.CertPool
 	clientCertificate *tls.Certificate
+	vaults            *vault.Resolver
 }
 
 type tables struct {
@@ -136,6 +138,11 @@ func New(o Options) *Compiler {
 			cas: state.TableOf[entity.CACertificate](o.Store), caNo: number(o.Store, "ca_certificates"),
 		},
 	}
+	vaults := state.TableOf[entity.Vault](o.Store)
+	c.vaults = &vault.Resolver{Find: func(prefix string) (*entity.Vault, bool) {
+		row, ok := vaults.By(o.Store.View(), "prefix", prefix)
+		return &row.Val, ok
+	}}
 	for _, p := range o.Plugins {
 		c.known[p.Info.Name] = p
 	}
@@ -325,6 +332,9 @@ func (c *Compiler) DryBuild(ctx context.Context, changes []state.Change) error {
 		case *entity.Certificate:
 			if e == nil {
 				continue
+			}
+			if inVault(e) {
+				continue // what this node's vaults hold says nothing of the others'
 			}
 			if _, err := parsePair(e); err != nil {
 				return err

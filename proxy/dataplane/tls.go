@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/tidwall/btree"
 
 	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/fsm/state"
+	"concord/proxy/vault"
 )
 
 // tlsState is what the compiler keeps of certificates. Handshakes see only copies of names, which they find by one atomic load.
@@ -61,8 +63,57 @@ type pair struct {
 	load func() ([]tls.Certificate, error)
 }
 
-func newPair(row *entity.Certificate) *pair {
+func newPair(row *entity.Certificate, vaults *vault.Resolver) *pair {
+	if inVault(row) {
+		return &pair{row, fromVault(row, vaults)}
+	}
 	return &pair{row, sync.OnceValues(func() ([]tls.Certificate, error) { return parsePair(row) })}
+}
+
+// vaultLife is how long what a vault gave is used before it is asked again: a file may have been renewed.
+const vaultLife = time.Minute
+
+// inVault tells whether a certificate is kept elsewhere, at least in part.
+func inVault(e *entity.Certificate) bool {
+	return slices.ContainsFunc([]string{e.Cert, e.Key, e.CertAlt, e.KeyAlt}, schema.IsVaultReference)
+}
+
+// fromVault loads a certificate that is kept elsewhere. What was good stays in use while the vault has nothing better.
+func fromVault(row *entity.Certificate, vaults *vault.Resolver) func() ([]tls.Certificate, error) {
+	var (
+		mu   sync.Mutex
+		next time.Time
+		list []tls.Certificate
+		err  error
+	)
+	return func() ([]tls.Certificate, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Now().Before(next) {
+			return list, err
+		}
+		next = time.Now().Add(vaultLife)
+		fresh, lost := resolvePair(row, vaults)
+		if lost == nil || list == nil {
+			list, err = fresh, lost
+		}
+		return list, err
+	}
+}
+
+func resolvePair(row *entity.Certificate, vaults *vault.Resolver) ([]tls.Certificate, error) {
+	clear := *row
+	for _, field := range []*string{&clear.Cert, &clear.Key, &clear.CertAlt, &clear.KeyAlt} {
+		if !schema.IsVaultReference(*field) {
+			continue
+		}
+		value, err := vaults.Resolve(*field)
+		if err != nil {
+			return nil, err
+		}
+		*field = value
+	}
+	return parsePair(&clear)
 }
 
 // parsePair puts an ECDSA certificate first: it costs both sides less than RSA.
@@ -85,11 +136,6 @@ func parsePair(e *entity.Certificate) ([]tls.Certificate, error) {
 }
 
 func keyPair(certField, cert, keyField, key string) (tls.Certificate, error) {
-	for field, v := range map[string]string{certField: cert, keyField: key} {
-		if schema.IsVaultReference(v) {
-			return tls.Certificate{}, fmt.Errorf("%s: vault references are not resolved in certificates yet, put the PEM text itself", field)
-		}
-	}
 	c, err := tls.X509KeyPair([]byte(cert), []byte(key))
 	if err != nil {
 		return c, fmt.Errorf("%s: cannot be used with %s: %w", certField, keyField, err)
@@ -156,7 +202,7 @@ func (c *Compiler) applyCertificates(p *pending) {
 		case !ok:
 			delete(t.pairs, key)
 		case old == nil || !samePair(old.row, &row.Val): // tags, say, are no reason to shake hands again
-			t.pairs[key] = newPair(&row.Val)
+			t.pairs[key] = newPair(&row.Val, c.vaults)
 		default:
 			continue
 		}

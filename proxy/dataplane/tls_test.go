@@ -12,12 +12,16 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -231,15 +235,57 @@ func TestDryBuildCertificate(t *testing.T) {
 		return ""
 	}
 	for want, change := range map[string]func(*entity.Certificate){
-		"":                          func(*entity.Certificate) {},
-		"cert: cannot be used":      func(e *entity.Certificate) { e.Key = other.Key },
-		"cert_alt: cannot be used":  func(e *entity.Certificate) { e.CertAlt, e.KeyAlt = "x", e.Key },
-		"key: vault references are": func(e *entity.Certificate) { e.Key = "{vault://env/key}" },
+		"":                         func(*entity.Certificate) {},
+		"cert: cannot be used":     func(e *entity.Certificate) { e.Key = other.Key },
+		"cert_alt: cannot be used": func(e *entity.Certificate) { e.CertAlt, e.KeyAlt = "x", e.Key },
 	} {
 		if got := try(change); !strings.HasPrefix(got, want) || want == "" && got != "" {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
+}
+
+// TestCertificateInVault: a certificate that is kept in files is shown, a renewed one is taken after a while, a broken one is not; a missing one is said.
+func TestCertificateInVault(t *testing.T) {
+	dir := t.TempDir()
+	keep := func(i *issuer) {
+		for name, content := range map[string]string{"crt": i.pem(), "key": i.keyPEM(t)} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		db := fx.New(t)
+		c := compiler(t, db, &probe{})
+		wait(t, c, db.Put(
+			&entity.Vault{ID: fx.ID("v"), Prefix: "files", Name: "file", Config: json.RawMessage(`{"directory":"` + dir + `"}`)},
+			&entity.Certificate{ID: fx.ID("c"), Cert: "{vault://files/crt}", Key: "{vault://files/key}"}, sni("a.org", "c"),
+		))
+		if got, err := c.Certificate(&tls.ClientHelloInfo{ServerName: "a.org"}); err == nil || !strings.Contains(err.Error(), "{vault://files/") {
+			t.Errorf("without the files: %v %v", got, err)
+		}
+		keep(selfSigned(t, "first"))
+		time.Sleep(time.Minute)
+		if got := shown(t, c, "a.org"); got != "first" {
+			t.Errorf("shown %q", got)
+		}
+		keep(selfSigned(t, "second"))
+		if got := shown(t, c, "a.org"); got != "first" {
+			t.Errorf("asked again at once: %q", got)
+		}
+		time.Sleep(time.Minute)
+		if got := shown(t, c, "a.org"); got != "second" {
+			t.Errorf("a renewed certificate is not taken: %q", got)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "key"), []byte("broken"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if got := shown(t, c, "a.org"); got != "second" {
+			t.Errorf("a broken one replaced a good one: %q", got)
+		}
+	})
 }
 
 // config is the client configuration of the service behind /.
