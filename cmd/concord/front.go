@@ -32,8 +32,9 @@ type front struct {
 
 // engine serves both versions of HTTP with one handler.
 type engine struct {
-	h1 *h1.Server
-	h2 *h2.Server
+	h1   *h1.Server
+	h2   *h2.Server
+	open atomic.Int64 // connections that are, or are about to be, with either
 }
 
 func (e *engine) conns() int { return e.h1.Conns() + e.h2.Conns() }
@@ -50,6 +51,7 @@ func (e *engine) shutdown(ctx context.Context) {
 // away, and connections on which nothing is said are closed only after a while. When ctx ends, all are cut.
 func (e *engine) retire(ctx context.Context) {
 	e.h1.Drain()
+	awaitDone(ctx, func() bool { return e.open.Load() == int64(e.conns()) })
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = e.h2.Shutdown(ctx) })
 	wg.Go(func() {
@@ -101,10 +103,23 @@ func (c counted) Serve(x *exchange.Exchange) {
 	c.Handler.Serve(x)
 }
 
+// enter takes the present server for a connection. Its successor does not end it unawares.
+func (f *front) enter() *engine {
+	for {
+		e := f.current.Load()
+		e.open.Add(1)
+		if e == f.current.Load() {
+			return e
+		}
+		e.open.Add(-1)
+	}
+}
+
 // ServeConn serves a connection with the present server.
 func (f *front) ServeConn(nc net.Conn, info h1.ConnInfo) {
 	f.accepted.Add(1)
-	e := f.current.Load()
+	e := f.enter()
+	defer e.open.Add(-1)
 	if info.TLS != nil {
 		if info.TLS.NegotiatedProtocol == "h2" {
 			e.h2.ServeConn(nc, info)

@@ -108,6 +108,7 @@ func (n *node) retire(ctx context.Context) {
 	n.front.drain()
 	silent, cancel := context.WithTimeout(ctx, quiet)
 	defer cancel()
+	awaitDone(silent, func() bool { return open.proxy.Conns() <= int(n.front.counters().Active) }) // a server has every connection that was accepted
 	open.settle(silent)
 	var ends sync.WaitGroup
 	ends.Go(func() { n.front.retire(ctx) })

@@ -147,6 +147,11 @@ func (g *Group) accept(l listener) error {
 		if t, ok := nc.(*net.TCPConn); ok && l.keepAlive != nil {
 			_ = t.SetKeepAliveConfig(*l.keepAlive) // a connection that has just gone fails at its first read
 		}
+		if !g.wait(nc) { // noted here, so that Settled knows of it when Stop has returned
+			g.conns.Add(-1)
+			_ = nc.Close()
+			return nil
+		}
 		go g.serve(nc, l.spec)
 	}
 }
@@ -168,10 +173,6 @@ const sniffed = 16
 
 func (g *Group) serve(nc net.Conn, spec Spec) {
 	defer g.conns.Add(-1)
-	if !g.wait(nc) {
-		_ = nc.Close()
-		return
-	}
 	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}, HTTP2: spec.HTTP2}
 	first, err := g.begin(nc, spec, &info.Conn)
 	if err != nil {
