@@ -309,7 +309,13 @@ func TestUpgradeFails(t *testing.T) {
 // TestUpgradeKeepsConnections: what is open when the program changes is served to its end by the old process.
 func TestUpgradeKeepsConnections(t *testing.T) {
 	t.Parallel()
-	n := harness.NewNode(t, "solo")
+	name := fmt.Sprintf("@concord-e2e-%d-%d", os.Getpid(), harness.FreePort(t))
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	n := harness.NewNode(t, "solo", "NOTIFY_SOCKET="+name)
 	n.Start()
 	release := make(chan struct{})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -359,6 +365,13 @@ func TestUpgradeKeepsConnections(t *testing.T) {
 	old := nodePid(t, n)
 	mustUpgrade(t, n)
 	ping("after")
+	for _, want := range []string{"READY=1", fmt.Sprintf("MAINPID=%d", nodePid(t, n)), "READY=1"} { // of the old process, twice, and of the new one
+		b := make([]byte, 256)
+		_ = systemd.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if k, err := systemd.Read(b); err != nil || string(b[:k]) != want {
+			t.Errorf("systemd is told %q, not %q: %v", b[:k], want, err)
+		}
+	}
 	io.WriteString(silent, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n")
 	if res, err := http.ReadResponse(sr, nil); err != nil || res.StatusCode != 404 || !res.Close {
 		t.Errorf("a connection that had been silent: %v %v", res, err)
