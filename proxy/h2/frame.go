@@ -36,6 +36,7 @@ const (
 	settingWindow     = 0x4
 	settingMaxFrame   = 0x5
 	settingMaxHeaders = 0x6
+	settingConnect    = 0x8 // RFC 8441 §3
 )
 
 // Code is an error code of HTTP/2 (RFC 9113 §7).

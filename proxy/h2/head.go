@@ -16,10 +16,11 @@ const (
 	pseudoAuthority
 	pseudoPath
 	pseudoStatus
+	pseudoProtocol // RFC 8441 §4
 	pseudoCount
 )
 
-var pseudoNames = [pseudoCount]string{":method", ":scheme", ":authority", ":path", ":status"}
+var pseudoNames = [pseudoCount]string{":method", ":scheme", ":authority", ":path", ":status", ":protocol"}
 
 // head gathers the fields of one header block while it is decoded, and judges them by RFC 9113 §8.2 and §8.3.
 type head struct {
@@ -182,6 +183,7 @@ func (h *head) appendTrailers(t *exchange.Header) {
 // The reasons to answer a well-formed request with an error.
 var (
 	errConnect    = &h1.Fault{Status: 405, Rule: "RFC 9110 §9.3.6", Text: "CONNECT is not offered"}
+	errProtocol   = &h1.Fault{Status: 501, Rule: "RFC 8441 §4", Text: "the only protocol that CONNECT offers is websocket"}
 	errMethod     = &h1.Fault{Status: 400, Rule: "RFC 9110 §9.1", Text: "method is not a token"}
 	errScheme     = &h1.Fault{Status: 400, Rule: "RFC 9113 §8.3.1", Text: "scheme is neither http nor https"}
 	errTarget     = &h1.Fault{Status: 400, Rule: "RFC 9113 §8.3.1", Text: "malformed request target"}
@@ -200,8 +202,11 @@ func (h *head) check() error {
 		return errHeadLarge
 	}
 	method, path := h.pseudo[pseudoMethod], h.pseudo[pseudoPath]
-	if method == "CONNECT" {
+	switch {
+	case method == "CONNECT" && !h.has(pseudoProtocol):
 		return errConnect
+	case method != "CONNECT" && h.has(pseudoProtocol):
+		return malformed(":protocol without CONNECT (RFC 8441 §4)")
 	}
 	if !h.has(pseudoMethod) || !h.has(pseudoScheme) || path == "" {
 		return malformed("pseudo field is missing (RFC 9113 §8.3.1)")
@@ -220,6 +225,9 @@ func (h *head) check() error {
 		return errTarget
 	case !h1.ValidHost(h.authority()):
 		return errHost
+	}
+	if h.has(pseudoProtocol) && h.pseudo[pseudoProtocol] != webSocket {
+		return errProtocol
 	}
 	if h.fault != nil {
 		return h.fault
@@ -248,6 +256,9 @@ func (h *head) request(x *exchange.Exchange) error {
 	r.Header.Fields = append(f, h.fields...)
 	if err := h.check(); err != nil {
 		return err
+	}
+	if h.has(pseudoProtocol) {
+		beginWebSocket(r)
 	}
 	if len(h.crumbs) > 0 { // RFC 9113 §8.2.3
 		b := append(x.Scratch(), h.fields[h.cookie].Value...)

@@ -124,6 +124,10 @@ func (s *serverStream) respond() {
 		s.c.mu.Unlock()
 	}
 	r := &x.Response
+	if r.Status == http.StatusSwitchingProtocols && r.Tunnel != nil && x.Request.Upgrade != "" {
+		s.tunnel()
+		return
+	}
 	if r.Status < 200 || r.Status > 999 {
 		r.Status = http.StatusInternalServerError
 	}

@@ -94,7 +94,9 @@ func TestRefused(t *testing.T) {
 		{name: "S20 no scheme", fields: fields("-:scheme")},
 		{name: "S20 no path", fields: fields("-:path")},
 		{name: "S20 empty path", fields: fields("-:path", ":path", "")},
-		{name: "extended CONNECT", fields: fields("-:method", ":method", "CONNECT", ":protocol", "websocket")},
+		{name: "protocol without CONNECT", fields: fields(":protocol", "websocket")},
+		{name: "extended CONNECT without path", fields: fields("-:method", "-:path", ":method", "CONNECT", ":protocol", "websocket")},
+		{name: "extended CONNECT to something else", fields: fields("-:method", ":method", "CONNECT", ":protocol", "connect-udp"), status: "501"},
 
 		{name: "CONNECT", fields: []string{":method", "CONNECT", ":authority", "a.test:443"}, status: "405"},
 		{name: "path without slash", fields: fields("-:path", ":path", "x"), status: "400"},

@@ -142,7 +142,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 
 func (c *serverConn) serve(initial []byte) error {
 	c.out = appendSettings(c.out,
-		setting{settingMaxStreams, uint32(c.lim.streams)}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)})
+		setting{settingMaxStreams, uint32(c.lim.streams)}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)},
+		setting{settingConnect, 1})
 	c.out = appendWindowUpdate(c.out, 0, c.lim.window-defaultWindow)
 	if c.info.TLS != nil && c.info.TLS.Version == tls.VersionTLS12 && !adequate(c.info.TLS.CipherSuite) {
 		return &connError{InadequateSecurity, tls.CipherSuiteName(c.info.TLS.CipherSuite) + " (RFC 9113 §9.2.2)"}
@@ -240,6 +241,10 @@ func (c *serverConn) head(id uint32, end bool) error {
 // expectBody prepares for the body. c.mu is held.
 func (c *serverConn) expectBody(s *serverStream, end bool) error {
 	r := &s.own.Request
+	if r.Upgrade != "" { // what comes is for the tunnel
+		r.Length, r.Expect100 = 0, false
+		return nil
+	}
 	if end {
 		if r.Length > 0 {
 			return malformed("content-length without a body (RFC 9113 §8.1.1)")
