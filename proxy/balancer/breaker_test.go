@@ -242,6 +242,14 @@ func TestBreakerLimits(t *testing.T) {
 	if err := xs[2].Upstream.Dialing(true); err != nil {
 		t.Error(err)
 	}
+	// Without a breaker there is no limit any more, also for a request that was begun under one.
+	p.set.Update(false, change(t, `{}`, "10.0.0.1:80"))
+	if err := xs[0].Upstream.Retry(xs[0], fault(502)); err != nil {
+		t.Fatal(err)
+	}
+	if err := xs[0].Upstream.Dialing(true); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestStickySessions: the cookie leads to one target as long as that can take requests, on every node; then to another.

@@ -64,7 +64,8 @@ func (d *Dispatch) dial(begins bool) error {
 		p.pending.Add(-1)
 		return nil
 	}
-	if b := d.config.breaker; p.pending.Add(1) > int64(b.MaxPending) {
+	n, b := p.pending.Add(1), d.config.breaker
+	if b != nil && b.MaxPending > 0 && n > int64(b.MaxPending) { // the limit may have gone between two tries
 		p.pending.Add(-1)
 		p.rejected.Add(1)
 		return ErrBusy
