@@ -52,12 +52,21 @@ func (m *monitor) gateway(p *prometheus.Page) {
 	p.One("kong_datastore_reachable", prometheus.Gauge, "Whether this node knows a leader, so that entities can be written; 0: not now.", flag(m.cluster.Progress().HasLeader))
 	p.Family("kong_node_info", prometheus.Gauge, "Always 1; the labels say which node and version this is.")
 	p.Add(1, "node_id", id, "version", rest.KongVersion)
-	p.Family("kong_nginx_connections_total", prometheus.Gauge, "Client connections of the proxy by state; total counts requests.")
+	p.Family("kong_nginx_connections_total", prometheus.Gauge, "Client connections by state; total counts requests, of streams sessions.")
 	for _, s := range []struct {
 		state string
 		n     uint64
 	}{{"accepted", c.Accepted}, {"active", c.Active}, {"handled", c.Accepted}, {"total", c.Requests}} {
 		p.Add(float64(s.n), "node_id", id, "subsystem", "http", "state", s.state)
+	}
+	if len(m.sockets.Load().stream.Addrs()) > 0 {
+		accepted, active := m.sockets.Load().stream.Counters()
+		for _, s := range []struct {
+			state string
+			n     uint64
+		}{{"accepted", accepted}, {"active", active}, {"handled", accepted}, {"total", accepted}} {
+			p.Add(float64(s.n), "node_id", id, "subsystem", "stream", "state", s.state)
+		}
 	}
 	p.Family("kong_nginx_requests_total", prometheus.Gauge, "Requests to the proxy, whether they matched a route or not.")
 	p.Add(float64(c.Requests), "node_id", id, "subsystem", "http")

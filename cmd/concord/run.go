@@ -341,6 +341,11 @@ func (n *node) ownPorts() []netip.AddrPort {
 			out = append(out, t.AddrPort())
 		}
 	}
+	for _, a := range n.sockets.Load().stream.Addrs() { // a stream would come in again, and so on; UDP looks for itself
+		if t, ok := a.(*net.TCPAddr); ok {
+			out = append(out, t.AddrPort())
+		}
+	}
 	for _, s := range []string{n.s.ClusterListen, n.s.GossipListen} {
 		if t, err := net.ResolveTCPAddr("tcp", s); err == nil {
 			at := t.AddrPort()

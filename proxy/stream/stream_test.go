@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -137,7 +138,7 @@ const forbidden = 1
 // doorkeeper is a plugin that turns sessions away or breaks.
 func doorkeeper() plugin.Plugin {
 	return plugin.Plugin{
-		Info: plugin.Info{Name: "doorkeeper", Priority: 1000, Streams: true, Config: schema.Field{Fields: []schema.Field{{Name: "panic", Type: schema.Boolean}}}},
+		Info: plugin.Info{Name: "doorkeeper", Priority: 1000, Streams: true, Config: schema.Field{Fields: []schema.Field{{Name: "panic", Type: schema.Boolean}, {Name: "version", Type: schema.Integer}}}},
 		New: plugin.Typed(func(_ context.Context, _ plugin.Env, _ plugin.Config, c *keeper) (plugin.Instance, error) {
 			return c, nil
 		}),
@@ -145,10 +146,14 @@ func doorkeeper() plugin.Plugin {
 }
 
 type keeper struct {
-	Panic bool `json:"panic"`
+	Panic   bool `json:"panic"`
+	Version int  `json:"version"` // of the PROXY header to send; 0: the session is turned away
 }
 
-func (k *keeper) StreamAccess(*exchange.Exchange) error {
+func (k *keeper) StreamAccess(x *exchange.Exchange) error {
+	if x.Upstream.ProxyProtocol = k.Version; k.Version != 0 {
+		return nil
+	}
 	if k.Panic {
 		panic("broken")
 	}
@@ -563,6 +568,67 @@ func TestProxyProtocol(t *testing.T) {
 	_, _ = io.WriteString(c, "hello, without a header\r\n")
 	refused(t, c)
 	g.log.waitFor(t, `"client_ip":"127.0.0.1"`, `"status":400`)
+}
+
+func TestProxyHeaderToUpstream(t *testing.T) {
+	sent := &entity.Plugin{ID: fixture.ID("header"), Name: "doorkeeper", Config: []byte(`{"panic":false,"version":1}`), Enabled: true, Protocols: []string{"tcp"}}
+	g := start(t, "127.0.0.1:0", nil, service("s", "tcp", backend(t, echo)), route("r", "s", "tcp", anywhere), sent)
+	c := dial(t, g.addrs[0])
+	local := c.LocalAddr().(*net.TCPAddr)
+	want := fmt.Sprintf("PROXY TCP4 127.0.0.1 127.0.0.1 %d %s\r\nhello", local.Port, strings.TrimPrefix(g.addrs[0], "127.0.0.1:"))
+	if got := ask(t, c, "hello"); got != want {
+		t.Errorf("the upstream got %q, want %q", got, want)
+	}
+}
+
+// A datagram that comes in again would make a session after the other.
+func TestUDPLoop(t *testing.T) {
+	for _, listener := range []string{"127.0.0.1:0 udp", "0.0.0.0:0 udp"} {
+		s := fixture.Service("s", "127.0.0.1", 1)
+		s.Protocol = "udp"
+		g := start(t, listener, nil, s, route("r", "s", "udp", anywhere))
+		at := netip.MustParseAddrPort(g.addrs[0])
+		s.Port = int(at.Port())
+		g.db.Put(s)
+		c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port()).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for end := time.Now().Add(patience); !strings.Contains(g.log.String(), "listener of this gateway itself"); {
+			_, _ = c.Write([]byte("x")) // again: the data plane may need a moment
+			time.Sleep(20 * time.Millisecond)
+			if time.Now().After(end) {
+				t.Fatalf("no refusal: %s", &g.log)
+			}
+		}
+		if n, _ := g.Counters(); n > 50 {
+			t.Errorf("%d sessions", n)
+		}
+	}
+}
+
+// Another server takes the sockets over, as in a change of the binary.
+func TestInherited(t *testing.T) {
+	rows := []any{service("s", "tcp", backend(t, echo)), route("r", "s", "tcp", anywhere)}
+	old := start(t, "127.0.0.1:0, 127.0.0.1:0 udp", nil, rows...)
+	in := &listen.Inherited{}
+	if err := old.Sockets(func(name string, fd int) error {
+		copied, err := syscall.Dup(fd)
+		in.Add(name, copied)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	next := start(t, "127.0.0.1:0, 127.0.0.1:0 udp", func(o *stream.Options) { o.Inherited = in }, rows...)
+	if strings.Join(old.addrs, " ") != strings.Join(next.addrs, " ") {
+		t.Fatalf("%v became %v", old.addrs, next.addrs)
+	}
+	old.Close()
+	if got := ask(t, dial(t, next.addrs[0]), "hello"); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+	next.log.waitFor(t, `"status":200`)
 }
 
 func TestLimits(t *testing.T) {

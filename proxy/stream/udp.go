@@ -248,6 +248,18 @@ func (c *udpClient) serve() {
 	c.end(err)
 }
 
+// isOwn tells whether a socket would send to a UDP listener of this server, which would answer with a session of its own, and so on.
+// Addresses of this host are known by what the system takes to reach them: the same.
+func (s *Server) isOwn(conn *net.UDPConn) bool {
+	from, to := addrPort(conn.LocalAddr()), addrPort(conn.RemoteAddr())
+	for _, l := range s.udp {
+		if l.local.Port() == to.Port() && (l.local.Addr() == to.Addr() || l.info && from.Addr() == to.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
 // unqueue gives up what waits, to f if it is not nil.
 func (c *udpClient) unqueue(f func([]byte)) {
 	for _, b := range c.queue {
@@ -270,6 +282,9 @@ func (c *udpClient) proxy() error {
 	conn, ok := up.(*net.UDPConn)
 	if !ok {
 		return failed(500, "no UDP socket")
+	}
+	if c.s.isOwn(conn) {
+		return failed(502, "%s is a listener of this gateway itself: point the service at another address", conn.RemoteAddr())
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"concord/proxy/exchange"
+	"concord/proxy/proxyproto"
 )
 
 // Connect opens a connection of a stream session to x.Upstream, with TLS when its Scheme is "tls"; network is "tcp" or "udp". It is
@@ -52,5 +53,19 @@ func (t *Transport) connect(x *exchange.Exchange, network string, turn *int, try
 		ep.key.tls, ep.config = true, base.Clone()
 		ep.config.ServerName = serverName(u.HostHeader)
 	}
-	return t.dial(u, network, ep, x.Peer)
+	return t.dial(x, network, ep, x.Peer)
+}
+
+// proxyHeader is what the PROXY protocol says of the client. Behind a proxy that tells only its address, its port is unknown.
+func proxyHeader(x *exchange.Exchange) []byte {
+	h := proxyproto.Header{Source: netip.AddrPortFrom(x.ClientIP, 0), Destination: x.Conn.Local}
+	for _, known := range []netip.AddrPort{x.Conn.Peer, x.Conn.Proxied} {
+		if known.Addr().Unmap() == x.ClientIP {
+			h.Source = netip.AddrPortFrom(x.ClientIP, known.Port())
+		}
+	}
+	if x.Upstream.ProxyProtocol == 1 {
+		return h.AppendV1(nil)
+	}
+	return h.AppendV2(nil)
 }

@@ -124,6 +124,7 @@ type conn struct {
 	ep    *endpoint
 	at    netip.AddrPort
 	since int64 // kept since, clock milliseconds
+	own   bool  // of one client alone, not to be kept
 }
 
 // RoundTrip sends x.Request to x.Upstream and fills x.Response up to its head; the body streams. It tries again as Kong
@@ -182,12 +183,16 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 		}
 	}
 	x.Peer = at
+	own := x.Upstream.ProxyProtocol != 0
 	if x.Upstream.HTTP2 {
+		if own {
+			return &Error{Kind: Refused, Op: "exchange with", Addr: at, Err: errors.New("the PROXY protocol speaks of one client, HTTP/2 connections are shared by many")}
+		}
 		return t.exchangeHTTP2(x, ep, at)
 	}
 	// A kept connection may have been closed by the other side: that is no failure of the upstream, so it is not counted as
 	// a try, as long as sending the request again is safe.
-	for {
+	for !own {
 		c := ep.get(at)
 		if c == nil {
 			break
@@ -203,11 +208,11 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 			return err
 		}
 	}
-	nc, err := t.dial(&x.Upstream, "tcp", ep, at)
+	nc, err := t.dial(x, "tcp", ep, at)
 	if err != nil {
 		return err
 	}
-	return t.exchange(x, &conn{ClientConn: h1.NewClientConn(nc, t.o.Clock, t.o.Limits), ep: ep, at: at})
+	return t.exchange(x, &conn{ClientConn: h1.NewClientConn(nc, t.o.Clock, t.o.Limits), ep: ep, at: at, own: own})
 }
 
 // exchangeHTTP2 shares a connection with other exchanges.
@@ -217,7 +222,7 @@ func (t *Transport) exchangeHTTP2(x *exchange.Exchange, ep *endpoint, at netip.A
 		config = t.o.TLS
 	}
 	err := t.h2.RoundTrip(x, h2.Key{Addr: at, TLS: config, Name: ep.key.sni}, func() (net.Conn, error) {
-		nc, err := t.dial(&x.Upstream, "tcp", ep, at)
+		nc, err := t.dial(x, "tcp", ep, at)
 		if err != nil {
 			return nil, err
 		}
@@ -265,12 +270,13 @@ func (t *Transport) Release(x *exchange.Exchange) {
 		return
 	}
 	x.Link = nil
-	if !c.Release() || c.Uses() >= t.o.MaxRequests || !c.ep.put(c, t.o.Clock.Millis(), t.o.MaxIdle) {
+	if !c.Release() || c.own || c.Uses() >= t.o.MaxRequests || !c.ep.put(c, t.o.Clock.Millis(), t.o.MaxIdle) {
 		_ = c.Close()
 	}
 }
 
-func (t *Transport) dial(u *exchange.Upstream, network string, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
+func (t *Transport) dial(x *exchange.Exchange, network string, ep *endpoint, at netip.AddrPort) (net.Conn, *Error) {
+	u := &x.Upstream
 	if t.o.Guard != nil {
 		if err := t.o.Guard(at); err != nil {
 			return nil, &Error{Kind: Refused, Op: "dial", Addr: at, Err: err}
@@ -292,6 +298,12 @@ func (t *Transport) dial(u *exchange.Upstream, network string, ep *endpoint, at 
 	nc, err := d.DialContext(ctx, network, at.String())
 	if err != nil {
 		return nil, &Error{Kind: connectKind(err), Op: "connect to", Addr: at, Err: err}
+	}
+	if u.ProxyProtocol != 0 {
+		if _, err := nc.Write(proxyHeader(x)); err != nil {
+			_ = nc.Close()
+			return nil, &Error{Kind: connectKind(err), Op: "send a PROXY header to", Addr: at, Err: err}
+		}
 	}
 	if ep.key.tls {
 		tc := tls.Client(nc, ep.config)

@@ -13,6 +13,7 @@ import (
 	"concord/proxy/plugins/jwt"
 	"concord/proxy/plugins/keyauth"
 	"concord/proxy/plugins/prometheus"
+	"concord/proxy/plugins/proxyprotocol"
 	"concord/proxy/plugins/ratelimiting"
 	"concord/proxy/plugins/requestsizelimiting"
 	"concord/proxy/plugins/requesttermination"
@@ -31,6 +32,7 @@ func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 		jwt.Plugin(),
 		keyauth.Plugin(),
 		counters.Plugin(),
+		proxyprotocol.Plugin(),
 		ratelimiting.Plugin(),
 		requestsizelimiting.Plugin(),
 		requesttermination.Plugin(),

@@ -23,7 +23,7 @@ func TestPriorities(t *testing.T) {
 	}
 	want := map[string]int{
 		"correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
-		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13, "grpc-web": 3,
+		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13, "grpc-web": 3, "proxy-protocol": 5,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -48,12 +48,13 @@ func TestSchemas(t *testing.T) {
 		"grpc-web":       {"proto": nil, "pass_stripped_path": nil, "allow_origin_header": "*"},
 		"prometheus": {"per_consumer": false, "status_code_metrics": false, "ai_metrics": false, "latency_metrics": false, "bandwidth_metrics": false,
 			"upstream_health_metrics": false},
+		"proxy-protocol": {"version": 1.0},
 		"rate-limiting": {"second": nil, "minute": 5.0, "hour": nil, "day": nil, "month": nil, "year": nil, "limit_by": "consumer", "header_name": nil, "path": nil,
 			"policy": "local", "fault_tolerant": true, "hide_client_headers": false, "error_code": 429.0, "error_message": "API rate limit exceeded", "sync_rate": -1.0,
 			"redis": schema.Record{"host": nil, "port": 6379.0, "timeout": 2000.0, "username": nil, "password": nil, "database": 0.0, "ssl": false, "ssl_verify": false, "server_name": nil}},
 	}
 	needed := map[string]schema.Record{"acl": {"allow": []any{"g"}}, "ip-restriction": {"allow": []any{"::1"}}, "rate-limiting": {"minute": 5.0}}
-	protocols := map[string][]any{"ip-restriction": {"http", "https", "tcp", "tls", "grpc", "grpcs"}}
+	protocols := map[string][]any{"ip-restriction": {"http", "https", "tcp", "tls", "grpc", "grpcs"}, "proxy-protocol": {"http", "https", "tcp", "tls", "tls_passthrough"}}
 	for _, p := range Plugins(prometheus.New()) {
 		t.Run(p.Info.Name, func(t *testing.T) {
 			rec, errs := plugintest.Validate(p, needed[p.Info.Name])
@@ -71,7 +72,7 @@ func TestSchemas(t *testing.T) {
 				t.Error(diff)
 			}
 			s := plugin.SchemaOf(p)
-			noConsumer := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl", "cors", "bot-detection"}, p.Info.Name)
+			noConsumer := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl", "cors", "bot-detection", "proxy-protocol"}, p.Info.Name)
 			forbidden := slices.ContainsFunc(s.Fields, func(f schema.Field) bool { return f.Name == "consumer" && f.Null })
 			if s.Name != p.Info.Name || noConsumer != forbidden {
 				t.Errorf("schema %s, consumer scope forbidden: %v", s.Name, forbidden)

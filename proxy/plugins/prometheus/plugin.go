@@ -20,12 +20,12 @@ func (r *Registry) Plugin() plugin.Plugin {
 	}
 	return plugin.Plugin{
 		Info: plugin.Info{
-			Name: "prometheus", Priority: 13,
+			Name: "prometheus", Priority: 13, Streams: true,
 			Config: schema.Field{Fields: []schema.Field{
 				flag("per_consumer", "Count requests and bytes for every consumer apart."),
-				flag("status_code_metrics", "Count requests by status code: kong_http_requests_total."),
+				flag("status_code_metrics", "Count requests and stream sessions by status code: kong_http_requests_total, kong_stream_sessions_total."),
 				flag("ai_metrics", "Accepted as Kong accepts it; this gateway has no AI plugins, so there is nothing to count."),
-				flag("latency_metrics", "Measure latencies: kong_request_latency_ms, kong_upstream_latency_ms, kong_kong_latency_ms."),
+				flag("latency_metrics", "Measure latencies: kong_request_latency_ms, kong_upstream_latency_ms, kong_kong_latency_ms, kong_session_duration_ms."),
 				flag("bandwidth_metrics", "Count bytes: kong_bandwidth_bytes."),
 				flag("upstream_health_metrics", "Show the health of upstreams' targets: kong_upstream_target_health."),
 			}},
@@ -58,15 +58,7 @@ func (i *instance) Log(x *exchange.Exchange) {
 	if x.Route == nil || !i.StatusCodes && !i.Latency && !i.Bandwidth {
 		return
 	}
-	key := routeKey{route: x.Route.Name}
-	if key.route == "" {
-		key.route = x.Route.ID
-	}
-	if s := x.Service; s != nil {
-		if key.service = s.Name; key.service == "" {
-			key.service = s.Host
-		}
-	}
+	key := keyOf(x)
 	consumer := ""
 	if i.PerConsumer && x.Consumer != nil {
 		if consumer = x.Consumer.Username; consumer == "" {
@@ -78,6 +70,27 @@ func (i *instance) Log(x *exchange.Exchange) {
 		total = time.Since(x.Start)
 	}
 	i.registry.count(key, consumer, total, x, &i.config)
+}
+
+// StreamLog implements plugin.StreamLogger.
+func (i *instance) StreamLog(x *exchange.Exchange) {
+	if x.Route == nil || !i.StatusCodes && !i.Latency && !i.Bandwidth {
+		return
+	}
+	i.registry.count(keyOf(x), "", x.Stream.Session, x, &i.config)
+}
+
+func keyOf(x *exchange.Exchange) routeKey {
+	key := routeKey{route: x.Route.Name}
+	if key.route == "" {
+		key.route = x.Route.ID
+	}
+	if s := x.Service; s != nil {
+		if key.service = s.Name; key.service == "" {
+			key.service = s.Host
+		}
+	}
+	return key
 }
 
 // Close implements plugin.Closer.

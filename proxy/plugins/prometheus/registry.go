@@ -47,14 +47,16 @@ type traffic struct {
 }
 
 type codeCount struct {
-	code  int // 0: "(other)"
-	own   bool
-	count uint64
+	code   int // 0: "(other)"
+	own    bool
+	stream bool // of sessions, not of requests
+	count  uint64
 }
 
 // What is measured.
 const (
 	ofRequest = iota
+	ofSession
 	ofUpstream
 	ofGateway
 	latencies
@@ -97,12 +99,18 @@ func (r *Registry) count(key routeKey, consumer string, total time.Duration, x *
 		series = r.addRoute(s, key)
 	}
 	if c.Latency {
-		own := total
-		if x.Proxied {
+		own, of := total, ofRequest
+		switch {
+		case x.Stream != nil:
+			of = ofSession
+			if x.Proxied {
+				own = x.Stream.Connect
+			}
+		case x.Proxied:
 			series.latency[ofUpstream].observe(wideBounds, x.HeadersAt.Sub(x.SentAt))
 			own = x.SentAt.Sub(x.Start)
 		}
-		series.latency[ofRequest].observe(wideBounds, total)
+		series.latency[of].observe(wideBounds, total)
 		series.latency[ofGateway].observe(fineBounds, own)
 	}
 	t := &series.traffic
@@ -116,7 +124,7 @@ func (r *Registry) count(key routeKey, consumer string, total time.Duration, x *
 		t.out += uint64(x.BytesSent)
 	}
 	if c.StatusCodes {
-		r.addCode(t, x.Response.Status, !x.Proxied)
+		r.addCode(t, codeCount{code: x.Response.Status, own: !x.Proxied, stream: x.Stream != nil, count: 1})
 	}
 }
 
@@ -157,18 +165,23 @@ func (r *Registry) addConsumer(series *routeSeries, consumer string) *traffic {
 	return t
 }
 
-func (r *Registry) addCode(t *traffic, code int, own bool) {
+func (c *codeCount) same(o *codeCount) bool {
+	return c.code == o.code && c.own == o.own && c.stream == o.stream
+}
+
+func (r *Registry) addCode(t *traffic, one codeCount) {
 	for i := range t.codes {
-		if c := &t.codes[i]; c.code == code && c.own == own {
+		if c := &t.codes[i]; c.same(&one) {
 			c.count++
 			return
 		}
 	}
-	if code != 0 && !r.room() {
-		r.addCode(t, 0, own)
+	if one.code != 0 && !r.room() {
+		one.code = 0
+		r.addCode(t, one)
 		return
 	}
-	t.codes = append(t.codes, codeCount{code, own, 1})
+	t.codes = append(t.codes, one)
 }
 
 func (h *histogram) observe(bounds []float64, d time.Duration) {

@@ -25,19 +25,31 @@ func (r *Registry) Write(p *Page) {
 			}
 		}
 	}
-	p.Family("kong_http_requests_total", Counter, "Requests by status code and by who answered: the service or the gateway itself.")
-	each(func(key routeKey, consumer string, t *traffic) {
-		slices.SortFunc(t.codes, func(a, b codeCount) int {
-			return cmp.Or(cmp.Compare(a.code, b.code), cmp.Compare(a.source(), b.source()))
-		})
-		for _, c := range t.codes {
-			code := other
-			if c.code != 0 {
-				code = strconv.Itoa(c.code)
+	codes := func(stream bool) {
+		each(func(key routeKey, consumer string, t *traffic) {
+			slices.SortFunc(t.codes, func(a, b codeCount) int {
+				return cmp.Or(cmp.Compare(a.code, b.code), cmp.Compare(a.source(), b.source()))
+			})
+			for _, c := range t.codes {
+				if c.stream != stream {
+					continue
+				}
+				code := other
+				if c.code != 0 {
+					code = strconv.Itoa(c.code)
+				}
+				labels := []string{"service", key.service, "route", key.route, "code", code, "source", c.source(), "workspace", workspace}
+				if !stream {
+					labels = append(labels, "consumer", consumer)
+				}
+				p.Add(float64(c.count), labels...)
 			}
-			p.Add(float64(c.count), "service", key.service, "route", key.route, "code", code, "source", c.source(), "workspace", workspace, "consumer", consumer)
-		}
-	})
+		})
+	}
+	p.Family("kong_http_requests_total", Counter, "Requests by status code and by who answered: the service or the gateway itself.")
+	codes(false)
+	p.Family("kong_stream_sessions_total", Counter, "Stream sessions by the status code of their line in the log, and by who ended them: the service or the gateway itself.")
+	codes(true)
 	p.Family("kong_bandwidth_bytes", Counter, "Bytes received from clients (ingress) and sent to them (egress), heads and bodies.")
 	each(func(key routeKey, consumer string, t *traffic) {
 		if t.in+t.out == 0 {
@@ -51,8 +63,9 @@ func (r *Registry) Write(p *Page) {
 		bounds     []float64
 	}{
 		ofRequest:  {"kong_request_latency_ms", "Milliseconds from a request's head to the end of its response.", wideBounds},
+		ofSession:  {"kong_session_duration_ms", "Milliseconds from the beginning of a stream session to its end.", wideBounds},
 		ofUpstream: {"kong_upstream_latency_ms", "Milliseconds from the request sent to the head of the upstream's response.", wideBounds},
-		ofGateway:  {"kong_kong_latency_ms", "Milliseconds the gateway took before it sent the request, or until its own answer was sent.", fineBounds},
+		ofGateway:  {"kong_kong_latency_ms", "Milliseconds the gateway took before it sent the request, or had a stream's upstream, or until its own answer was sent.", fineBounds},
 	} {
 		p.Family(h.name, Histogram, h.help)
 		for _, key := range keys {
@@ -104,7 +117,7 @@ func (r *Registry) merged() map[routeKey]*routeSeries {
 func (t *traffic) add(o *traffic) {
 	t.in, t.out = t.in+o.in, t.out+o.out
 	for _, c := range o.codes {
-		at := slices.IndexFunc(t.codes, func(have codeCount) bool { return have.code == c.code && have.own == c.own })
+		at := slices.IndexFunc(t.codes, func(have codeCount) bool { return have.same(&c) })
 		if at < 0 {
 			t.codes = append(t.codes, c)
 			continue
