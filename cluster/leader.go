@@ -128,6 +128,9 @@ func (m *membership) ensureMeta(ctx context.Context) error {
 	if err := m.commit(ctx, meta, node); err != nil {
 		return err
 	}
+	if err := m.raise(ctx); err != nil { // now, for what the first client may ask
+		return err
+	}
 	return m.selfIssue()
 }
 
@@ -206,7 +209,7 @@ func (d *duties) run(ctx context.Context) {
 		do   func(context.Context, map[string]peerStatus) error
 	}{
 		{"promoting a caught-up node", d.promote}, {"removing a dead node", d.bury}, {"rotating the gossip key", d.rotate},
-		{"raising the cluster level", d.raise}, {"deleting expired rows", d.expire},
+		{"raising the cluster level", func(ctx context.Context, _ map[string]peerStatus) error { return d.raise(ctx) }}, {"deleting expired rows", d.expire},
 	} {
 		if err := duty.do(ctx, status); err != nil && ctx.Err() == nil {
 			d.log.Warn(duty.what+" failed; it will be tried again", "error", err)
@@ -314,19 +317,19 @@ func (d *duties) rotate(ctx context.Context, status map[string]peerStatus) error
 }
 
 // raise lifts the cluster's level to what every member understands.
-func (d *duties) raise(ctx context.Context, _ map[string]peerStatus) error {
-	if d.holdLevel.Load() {
+func (m *membership) raise(ctx context.Context) error {
+	if m.holdLevel.Load() {
 		return nil
 	}
 	level := uint32(math.MaxUint32)
-	for _, row := range d.rows.active() {
+	for _, row := range m.rows.active() {
 		level = min(level, uint32(row.Val.Level))
 	}
-	if level == math.MaxUint32 || level <= d.machine.Level() {
+	if level == math.MaxUint32 || level <= m.machine.Level() {
 		return nil
 	}
-	d.log.Log(context.Background(), levelNotice, "raising the cluster level", "from", d.machine.Level(), "to", level)
-	res, err := d.propose(ctx, command.Command{Level: d.machine.Level(), Actor: "cluster", Op: command.SetLevel{Level: level}})
+	m.log.Log(context.Background(), levelNotice, "raising the cluster level", "from", m.machine.Level(), "to", level)
+	res, err := m.propose(ctx, command.Command{Level: m.machine.Level(), Actor: "cluster", Op: command.SetLevel{Level: level}})
 	return errors.Join(err, res.Err)
 }
 

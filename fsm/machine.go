@@ -20,7 +20,7 @@ import (
 	"concord/fsm/state"
 )
 
-// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1.
+// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log.
 const MaxLevel uint32 = 2
 
 // MaxRow is the largest row in bytes.

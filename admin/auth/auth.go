@@ -1,7 +1,8 @@
-// Package auth decides who may speak to the Admin API. Without credentials that is: programs on this machine.
+// Package auth stands at the door of the Admin API: it finds out who asks and turns away who may not even ask.
 //
-// CheckBind keeps listeners without credentials on loopback; Guard keeps web pages, which also run on this machine, from
-// reaching them through the browser. Tokens and roles are not here yet, which is why any other bind is refused.
+// CheckBind keeps listeners without TLS on loopback; Guard keeps web pages, which also run on this machine, from reaching the
+// API through the browser; Door takes admin tokens and limits wrong ones. What an actor may do is not decided here but in
+// admin/service, for each entity that a request touches.
 package auth
 
 import (
@@ -15,9 +16,10 @@ import (
 	"strings"
 )
 
-// CheckBind refuses addresses of an admin listener that others than this machine could reach. An address is host:port,
-// may be followed by words as in kong.conf ("127.0.0.1:8444 http2 ssl"), or is "off" or "unix:<path>".
-func CheckBind(addrs []string) error {
+// CheckBind refuses addresses of an admin listener that others than this machine could reach without TLS. exposed tells that
+// there are such addresses, for which credentials must exist. An address is host:port, may be followed by words as in kong.conf
+// ("127.0.0.1:8444 http2 ssl"), or is "off" or "unix:<path>".
+func CheckBind(addrs []string) (exposed bool, err error) {
 	for _, a := range addrs {
 		words := strings.Fields(a)
 		if len(words) == 0 || words[0] == "off" || strings.HasPrefix(words[0], "unix:") {
@@ -25,14 +27,19 @@ func CheckBind(addrs []string) error {
 		}
 		host, _, err := net.SplitHostPort(words[0])
 		if err != nil {
-			return fmt.Errorf("admin address %q: %w: write host:port", words[0], err)
+			return false, fmt.Errorf("admin address %q: %w: write host:port", words[0], err)
 		}
-		if !loopback(host) {
-			return fmt.Errorf("admin address %q: anyone who reaches it could change the gateway, and this version has no admin tokens yet (they come later): "+
-				"listen on 127.0.0.1 or [::1], and reach it from elsewhere through ssh -L or a proxy that asks for credentials", words[0])
+		switch {
+		case loopback(host):
+		case !slices.Contains(words[1:], "ssl"):
+			return false, fmt.Errorf("admin address %q: anyone on the way could read admin tokens: add ssl (%q), or listen on 127.0.0.1 or [::1]", words[0], words[0]+" ssl")
+		case slices.Contains(words[1:], "proxy_protocol"):
+			return false, fmt.Errorf("admin address %q: with proxy_protocol anyone could claim to be on this machine: leave proxy_protocol out", words[0])
+		default:
+			exposed = true
 		}
 	}
-	return nil
+	return exposed, nil
 }
 
 // loopback reports the names and addresses that always mean this machine (RFC 6761 section 6.3 for localhost).
@@ -52,7 +59,8 @@ type GuardOptions struct {
 }
 
 // Guard refuses what a foreign web page makes a browser send: a Host name that is not ours (DNS rebinding), an Origin that
-// is not ours, or a cross-site request. Programs send neither Origin nor Sec-Fetch-Site and pass.
+// is not ours, or a cross-site request. Programs send neither Origin nor Sec-Fetch-Site and pass. The Host does not matter to requests with a
+// token, which no page can make a browser add, nor when it is the very address that was connected to, which no name can be rebound to.
 type Guard struct{ hosts, origins []string }
 
 // NewGuard makes a Guard.
@@ -67,7 +75,7 @@ func (g *Guard) Check(r *http.Request) error {
 }
 
 func refusal(r *http.Request, hosts, origins []string) string {
-	if r.Host != "" && !ours(hostname(r.Host), hosts) {
+	if r.Host != "" && !ours(hostname(r.Host), hosts) && !HasCredential(r.Header) && !reachedAt(r) {
 		return fmt.Sprintf("host %q is not a name of this Admin API: use localhost or an address of loopback", r.Host)
 	}
 	if list := r.Header.Values("Origin"); len(list) > 1 {
@@ -85,6 +93,17 @@ func refusal(r *http.Request, hosts, origins []string) string {
 		return "cross-site requests may not change anything"
 	}
 	return ""
+}
+
+// reachedAt tells whether the Host is the address of the listener.
+func reachedAt(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return false
+	}
+	at, err := netip.ParseAddrPort(local.String())
+	host, bad := netip.ParseAddr(hostname(r.Host))
+	return err == nil && bad == nil && at.Addr().Unmap() == host.Unmap()
 }
 
 func ours(host string, hosts []string) bool {

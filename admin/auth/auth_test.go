@@ -8,30 +8,38 @@ import (
 
 func TestCheckBind(t *testing.T) {
 	for addr, ok := range map[string]bool{
-		"127.0.0.1:8001":             true,
-		"127.0.0.1:8444 http2 ssl":   true,
-		"127.8.9.1:0":                true,
-		"[::1]:8001":                 true,
-		"[::ffff:127.0.0.1]:8001":    true,
-		"localhost:8001":             true,
-		"off":                        true,
-		"unix:/run/admin.sock":       true,
-		"":                           true,
-		"0.0.0.0:8001":               false,
-		":8001":                      false,
-		"[::]:8001":                  false,
-		"10.0.0.1:8001":              false,
-		"localhost.example.com:8001": false,
-		"example.com:8001":           false,
-		"8001":                       false,
-		"127.0.0.1":                  false,
+		"127.0.0.1:8001":                   true,
+		"127.0.0.1:8444 http2 ssl":         true,
+		"127.8.9.1:0":                      true,
+		"[::1]:8001":                       true,
+		"[::ffff:127.0.0.1]:8001":          true,
+		"localhost:8001":                   true,
+		"off":                              true,
+		"unix:/run/admin.sock":             true,
+		"":                                 true,
+		"0.0.0.0:8001":                     false,
+		":8001":                            false,
+		"[::]:8001":                        false,
+		"10.0.0.1:8001":                    false,
+		"localhost.example.com:8001":       false,
+		"example.com:8001":                 false,
+		"8001":                             false,
+		"127.0.0.1":                        false,
+		"0.0.0.0:8444 http2 ssl":           true,
+		"[::]:8444 ssl":                    true,
+		"10.0.0.1:8444 http2":              false,
+		"10.0.0.1:8444 ssl proxy_protocol": false,
+		"10.0.0.1:8444 nossl":              false,
 	} {
-		err := CheckBind([]string{"127.0.0.1:8001", addr})
+		exposed, err := CheckBind([]string{"127.0.0.1:8001", addr})
 		if (err == nil) != ok {
 			t.Errorf("CheckBind(%q) = %v, want ok %t", addr, err, ok)
 		}
-		if err != nil && strings.Contains(addr, ":8001") && !strings.Contains(err.Error(), "tokens") {
-			t.Errorf("CheckBind(%q) does not say that tokens come later: %v", addr, err)
+		if want := ok && strings.HasSuffix(addr, "ssl") && !strings.HasPrefix(addr, "127."); exposed != want {
+			t.Errorf("CheckBind(%q): exposed %t, want %t", addr, exposed, want)
+		}
+		if err != nil && strings.Contains(addr, ":8001") && !strings.Contains(err.Error(), "add ssl") {
+			t.Errorf("CheckBind(%q) does not say what to do: %v", addr, err)
 		}
 	}
 }

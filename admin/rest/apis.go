@@ -260,7 +260,7 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 	if wanted.ID == "" {
 		wanted.ID = uuid.NewString()
 	}
-	bulk := service.Bulk{Merge: true, Show: true, Actor: c.r.RemoteAddr,
+	bulk := service.Bulk{Merge: true, Show: true,
 		Rows: []service.Wanted{{Entity: "services", Body: wanted.Service(before.service), Parent: -1}}}
 	routes := wanted.Routes(before.routes)
 	for _, r := range routes {
@@ -281,7 +281,7 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 		return answer{}, err
 	}
 	for i := len(routes); i < len(before.routes); i++ { // a host or path is gone
-		del, err := a.o.Service.Mutate(c.r.Context(), service.Mutation{Verb: service.Delete, Actor: c.r.RemoteAddr,
+		del, err := a.o.Service.Mutate(c.r.Context(), service.Mutation{Verb: service.Delete,
 			Target: service.Target{Entity: "routes", Ref: idOf(before.routes[i])}})
 		if err != nil {
 			return answer{}, err
@@ -331,7 +331,7 @@ func (a *API) deleteAPI(c *call) (answer, error) {
 	targets = append(targets, service.Target{Entity: "services", Ref: before.ID})
 	var index uint64
 	for _, t := range targets {
-		res, err := a.o.Service.Mutate(c.r.Context(), service.Mutation{Verb: service.Delete, Target: t, Actor: c.r.RemoteAddr})
+		res, err := a.o.Service.Mutate(c.r.Context(), service.Mutation{Verb: service.Delete, Target: t})
 		if err != nil {
 			return answer{}, err
 		}
@@ -405,7 +405,7 @@ func (a *API) writeAPIPlugin(verb service.Verb) handler {
 		if err != nil {
 			return answer{}, err
 		}
-		m, status := service.Mutation{Verb: verb, Form: form, Actor: c.r.RemoteAddr}, http.StatusOK
+		m, status := service.Mutation{Verb: verb, Form: form}, http.StatusOK
 		name, _ := body["name"].(string)
 		if verb == service.Update {
 			stored, err := a.findAPIPlugin(c)

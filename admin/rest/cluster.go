@@ -34,8 +34,8 @@ func (a *API) clusterRoutes() {
 	a.router.add(http.MethodGet, "/cluster/status", func(c *call) (answer, error) {
 		return answer{status: http.StatusOK, body: a.o.Cluster.Status(c.r.Context())}, nil
 	})
-	a.router.add(http.MethodPost, "/cluster/tokens", a.createToken)
-	a.router.add(http.MethodPost, "/cluster/join", a.join)
+	a.router.add(http.MethodPost, "/cluster/tokens", a.needs(service.ManageCluster, a.createToken))
+	a.router.add(http.MethodPost, "/cluster/join", a.needs(service.ManageCluster, a.join))
 	a.router.add(http.MethodPost, "/cluster/leave", a.act(func(c *call, _ *arguments) error { return a.o.Cluster.Leave(c.r.Context()) }))
 	a.router.add(http.MethodDelete, "/cluster/nodes/{node}", a.act(func(c *call, _ *arguments) error {
 		id, err := a.nodeID(c, c.params[0])
@@ -59,9 +59,19 @@ func (a *API) clusterRoutes() {
 	}))
 }
 
-// act runs something that answers 204.
-func (a *API) act(do func(*call, *arguments) error) handler {
+// needs wraps a handler that does not go through the service's entities, which would ask who may do it.
+func (a *API) needs(p service.Power, h handler) handler {
 	return func(c *call) (answer, error) {
+		if err := a.o.Service.Authorize(c.r.Context(), p); err != nil {
+			return answer{}, err
+		}
+		return h(c)
+	}
+}
+
+// act runs something that changes the cluster's members and answers 204.
+func (a *API) act(do func(*call, *arguments) error) handler {
+	return a.needs(service.ManageCluster, func(c *call) (answer, error) {
 		args, err := readArguments(c)
 		if err != nil {
 			return answer{}, err
@@ -70,7 +80,7 @@ func (a *API) act(do func(*call, *arguments) error) handler {
 			return answer{}, clusterError(err)
 		}
 		return answer{status: http.StatusNoContent}, nil
-	}
+	})
 }
 
 func (a *API) createToken(c *call) (answer, error) {

@@ -65,7 +65,7 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 	}
 	doc, form := l.Rows(tree)
 	b := service.Bulk{Rows: make([]service.Wanted, len(doc.Rows)), Hashed: !doc.Transform, SelectTags: append(doc.SelectTags, splitTags(c)...),
-		Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff"), Actor: c.r.RemoteAddr}
+		Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff")}
 	b.Show = !b.Diff && !b.DryRun
 	switch c.query("mode") {
 	case "", "replace", "merge":

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"concord/admin/service"
 )
 
 // defaultLevelTime is how long a changed log level lasts when the client does not say.
@@ -54,8 +56,8 @@ func (l *LogLevel) set(level slog.Level, d time.Duration) {
 func (a *API) debugRoutes() {
 	// Kong's caches stand between it and its database. Here nothing does: no key is in a cache, and purging leaves nothing behind.
 	gone := func(*call) (answer, error) { return answer{status: http.StatusNoContent}, nil }
-	a.router.add(http.MethodDelete, "/cache", gone)
-	a.router.add(http.MethodDelete, "/cache/{key}", gone)
+	a.router.add(http.MethodDelete, "/cache", a.needs(service.OperateNode, gone))
+	a.router.add(http.MethodDelete, "/cache/{key}", a.needs(service.OperateNode, gone))
 	a.router.add(http.MethodGet, "/cache/{key}", func(*call) (answer, error) {
 		return answer{}, &statusError{http.StatusNotFound, "Not found", ""}
 	})
@@ -67,7 +69,7 @@ func (a *API) debugRoutes() {
 		l := a.o.Info.LogLevel
 		return answer{status: http.StatusOK, body: errorBody{Message: "log level: " + l.Name(l.Var.Level())}}, nil
 	})
-	a.router.add(http.MethodPut, "/debug/node/log-level/{log_level}", a.setLogLevel)
+	a.router.add(http.MethodPut, "/debug/node/log-level/{log_level}", a.needs(service.OperateNode, a.setLogLevel))
 }
 
 // timers has the members of Kong's answer. What Kong does on timers is done by goroutines here, which are counted instead.

@@ -81,7 +81,7 @@ func (a *API) owned(path string, put service.Verb, t target) {
 
 func (a *API) mutation(verb service.Verb, status int, t target) handler {
 	return func(c *call) (answer, error) {
-		m := service.Mutation{Verb: verb, Target: t(c.params), Actor: c.r.RemoteAddr}
+		m := service.Mutation{Verb: verb, Target: t(c.params)}
 		if verb != service.Delete {
 			var err error
 			if m.Body, m.Form, err = readBody(c.w, c.r); err != nil {

@@ -49,10 +49,11 @@ type Counters struct {
 	Active, Accepted, Requests uint64
 }
 
-// Options of New. Service is required, for New also Guard.
+// Options of New. Service is required, for New also Guard and Door.
 type Options struct {
 	Service *service.Service
 	Guard   *auth.Guard
+	Door    *auth.Door
 	Cluster Cluster // nil: /cluster is absent
 	// Balancer is this node's; nil: the health of upstreams is absent.
 	Balancer Balancer
@@ -79,13 +80,14 @@ func New(o Options) *API {
 	a.upstreamRoutes()
 	a.clusterRoutes()
 	a.configRoutes()
+	a.tokenRoutes()
 	return a
 }
 
 // NewStatus makes the reduced API of the status listener: GET /status, and /status/ready with its switch. It is asked by load
 // balancers and probes under any name, so no guard stands before it; no web page may read it or use the switch.
 func NewStatus(o Options) *API {
-	o.Guard = nil
+	o.Guard, o.Door = nil, nil
 	a := newAPI(o)
 	a.statusRoutes()
 	a.router.add(http.MethodPost, "/status/ready", a.setReady)
@@ -169,7 +171,19 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err err
 	if strings.Count(r.URL.RawQuery, "&") >= maxArgs {
 		return answer{}, malformed("Too many arguments")
 	}
+	if a.o.Door != nil && r.Method != http.MethodOptions { // browsers ask for permission without credentials
+		actor, err := a.o.Door.Enter(r)
+		if err != nil {
+			return answer{}, err
+		}
+		r = r.WithContext(service.WithActor(r.Context(), actor))
+	}
 	e, params := a.router.find(r.URL.EscapedPath())
+	if a.o.Door != nil && r.Method != http.MethodOptions && !(e != nil && e.path == tokensPath && r.Method == http.MethodPost) { // the first token is made without one
+		if err := a.o.Service.Admit(r.Context()); err != nil {
+			return answer{}, err
+		}
+	}
 	if e == nil {
 		return answer{}, &statusError{http.StatusNotFound, "Not found", ""}
 	}
@@ -231,7 +245,8 @@ func options(h http.Header, r *http.Request, e *endpoint) answer {
 var statuses = map[service.Kind]int{
 	service.UniqueTaken: http.StatusConflict, service.NotFound: http.StatusNotFound, service.Missing: http.StatusNotFound,
 	service.Unavailable: http.StatusServiceUnavailable, service.Unknown: http.StatusServiceUnavailable,
-	service.Busy:       http.StatusTooManyRequests,
+	service.Busy:            http.StatusTooManyRequests,
+	service.Unauthenticated: http.StatusUnauthorized, service.Forbidden: http.StatusForbidden,
 	service.IndexAhead: http.StatusPreconditionFailed, service.Internal: http.StatusInternalServerError,
 }
 
@@ -254,6 +269,11 @@ func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer 
 	if errors.As(err, &config) {
 		return answer{status: http.StatusBadRequest, body: config}
 	}
+	var limited *auth.LimitedError
+	if errors.As(err, &limited) {
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(limited.Wait.Seconds()+0.999))))
+		return answer{status: http.StatusTooManyRequests, body: errorBody{Message: limited.Error()}}
+	}
 	var e *service.Error
 	if !errors.As(err, &e) || e.Kind == service.Internal {
 		a.o.Log.Error("admin request failed", "method", r.Method, "path", r.URL.Path, "error", err)
@@ -263,8 +283,13 @@ func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer 
 	if !ok {
 		status = http.StatusBadRequest
 	}
-	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+	switch status {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", "1")
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="concord"`)
+	case http.StatusForbidden:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="concord", error="insufficient_scope"`) // RFC 6750, 3.1
 	}
 	body := errorBody{Message: e.Message, Name: e.Name, Fields: e.Fields, Options: e.Options, Hint: e.Hint}
 	if e.Name != "" {

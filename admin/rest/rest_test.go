@@ -37,6 +37,7 @@ type gateway struct {
 
 func newGateway() *gateway {
 	g := &gateway{log: logtest.New()}
+	g.log.Raise()
 	var plugins []rest.Plugin
 	byName := map[string]*schema.Schema{}
 	for _, p := range all.Plugins(prometheus.New()) {
@@ -47,7 +48,7 @@ func newGateway() *gateway {
 		Log: g.log, Machine: g.log.Machine, Timeout: time.Second,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
 	})
-	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Plugins: plugins, Info: rest.Info{
+	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Plugins: plugins, Info: rest.Info{
 		Hostname: "test", Version: "0.1.0",
 		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
 		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
@@ -58,7 +59,7 @@ func newGateway() *gateway {
 // do serves a request without a socket.
 func (g *gateway) do(r *http.Request) (*http.Response, error) {
 	s := httptest.NewRequest(r.Method, r.URL.RequestURI(), r.Body)
-	s.Header, s.Host = r.Header, r.Host
+	s.Header, s.Host, s.RemoteAddr = r.Header, r.Host, "127.0.0.1:40000"
 	w := httptest.NewRecorder()
 	g.api.ServeHTTP(w, s)
 	return w.Result(), nil

@@ -101,6 +101,9 @@ func (a *API) setHealth(c *call, healthy bool) (answer, error) {
 	}
 	t := targetsOf(c)
 	t.Ref = c.params[1]
+	if err := a.o.Service.AuthorizeWrite(c.r.Context(), t); err != nil {
+		return answer{}, err
+	}
 	target, err := a.idOf(c, t)
 	if err != nil {
 		return answer{}, err

@@ -44,7 +44,6 @@ type Bulk struct {
 	DryRun     bool // write nothing
 	Diff       bool // answer with Changes
 	Show       bool // answer with Rows
-	Actor      string
 }
 
 // BulkResult is what Apply did, or with DryRun would do.
@@ -73,6 +72,9 @@ func (e *BulkError) Error() string { return fmt.Sprintf("%d entities are invalid
 // Apply makes the stored configuration what b says, all of it in one transaction or nothing. It compares on this node: each row that
 // it writes is written only if it is still as it was compared, else everything is compared anew.
 func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
+	if err := s.mayApply(ctx, &b); err != nil {
+		return BulkResult{}, err
+	}
 	if !s.bulk.TryLock() {
 		return BulkResult{}, &Error{Kind: Busy, Message: "Currently loading previous configuration"}
 	}
@@ -89,6 +91,9 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 			return BulkResult{}, unavailable(ctx, err)
 		}
 		p, err := s.planBulk(ctx, b)
+		if err == nil {
+			err = s.mayPut(p.view, actorOf(ctx), p.puts, b.DryRun)
+		}
 		if err != nil {
 			return BulkResult{}, err
 		}
@@ -96,7 +101,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 			p.res.Index = p.view.Index()
 			return p.res, nil
 		}
-		r, err := s.append(ctx, p.puts, b.Actor)
+		r, err := s.append(ctx, p.puts)
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
@@ -111,10 +116,10 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 }
 
 // append has the leader append the puts: as one entry, or in pieces that one more entry makes visible.
-func (s *Service) append(ctx context.Context, puts []command.Put, actor string) (response, error) {
+func (s *Service) append(ctx context.Context, puts []command.Put) (response, error) {
 	pieces := cut(puts)
 	if len(pieces) == 1 {
-		return s.step(ctx, command.Command{Level: 1, RequestID: uuid.New(), Actor: actor, Op: command.Txn{Puts: puts}})
+		return s.step(ctx, command.Command{Level: 1, RequestID: uuid.New(), Op: command.Txn{Puts: puts}})
 	}
 	if s.o.Machine.Level() < command.StageLevel {
 		return response{Error: &Error{Kind: Unavailable, Message: "so large a change needs all nodes at the version of this one",
@@ -122,13 +127,13 @@ func (s *Service) append(ctx context.Context, puts []command.Put, actor string) 
 	}
 	id := uuid.New()
 	for i, piece := range pieces {
-		r, err := s.step(ctx, command.Command{Level: command.StageLevel, Actor: actor, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
+		r, err := s.step(ctx, command.Command{Level: command.StageLevel, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
 		if err != nil || r.Error != nil || r.Lost != "" {
 			s.forget(ctx, id)
 			return r, err
 		}
 	}
-	return s.step(ctx, command.Command{Level: command.StageLevel, RequestID: uuid.New(), Actor: actor, Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
+	return s.step(ctx, command.Command{Level: command.StageLevel, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
 }
 
 // forget drops a stage that will not be committed; if that fails it is dropped by its age.
@@ -155,7 +160,7 @@ func cut(puts []command.Put) [][]command.Put {
 // step has the leader append one finished command. It may be repeated on the next leader: commands with effect carry a request id, and a
 // piece that is staged already is ignored.
 func (s *Service) step(ctx context.Context, c command.Command) (response, error) {
-	req, err := json.Marshal(request{ID: c.RequestID, Command: command.Encode(c)})
+	req, err := json.Marshal(request{ID: c.RequestID, Command: command.Encode(c), Actor: actorOf(ctx)})
 	if err != nil {
 		return response{}, err
 	}
@@ -170,15 +175,29 @@ func (s *Service) step(ctx context.Context, c command.Command) (response, error)
 	return r, nil
 }
 
-// propose runs on the leader: it appends a command that another node finished.
-func (s *Service) propose(ctx context.Context, data []byte) (response, error) {
-	c, err := command.Decode(data)
+// propose runs on the leader: it appends a command that another node finished, if the actor may do what is in it.
+func (s *Service) propose(ctx context.Context, r request) (response, error) {
+	c, err := command.Decode(r.Command)
 	if err != nil {
 		return response{}, refuse(Malformed, nil, "forwarded command: %v", err)
 	}
 	if c.Level > s.o.Machine.Level() {
 		return response{}, refuse(Unavailable, nil, "the leader is not at level %d yet", c.Level)
 	}
+	var puts []command.Put
+	switch op := c.Op.(type) {
+	case command.Txn:
+		puts = op.Puts
+	case command.Stage:
+		puts = op.Puts
+	case command.Commit: // what was staged was looked at then
+	default:
+		return response{}, forbidden("%T is not for other nodes to propose", op)
+	}
+	if err := s.mayPut(s.store.View().At(time.Now().UnixMilli()), r.Actor, puts, false); err != nil {
+		return response{}, err
+	}
+	c.LeaderTime, c.Actor = 0, r.Actor.From // the leader's own
 	res, err := s.o.Log.Propose(ctx, c)
 	switch {
 	case err != nil:
@@ -200,17 +219,23 @@ func lostLeader(err error) bool {
 
 // Export calls f with every row of the configuration, by entity and id, secrets in clear. With tags, only with those that have all of them.
 func (s *Service) Export(ctx context.Context, tags []string, f func(entity string, rec schema.Record) error) (uint64, error) {
-	view := s.fresh(ctx)
+	l, err := s.reader(ctx)
+	if err != nil {
+		return 0, err
+	}
 	for _, table := range s.store.Tables() {
 		def := table.Def()
-		if def.Schema.Internal || def.Runtime {
+		if def.Schema.Internal || def.Runtime || l.grant.reads(def) != nil {
 			continue
 		}
-		for row := range table.Scan(view, "", "", state.ID{}) {
+		for row := range l.within(table, table.Scan(l.view, "", "", state.ID{})) {
 			if row.ExpiresAt != 0 || !hasTags(row, tags) {
 				continue
 			}
 			rec, err := s.record(table, row)
+			if err == nil {
+				rec, err = l.grant.blank(s, def, rec)
+			}
 			if err != nil {
 				return 0, err
 			}
@@ -219,7 +244,7 @@ func (s *Service) Export(ctx context.Context, tags []string, f func(entity strin
 			}
 		}
 	}
-	return view.Index(), nil
+	return l.view.Index(), nil
 }
 
 func hasTags(row state.AnyRow, tags []string) bool {

@@ -84,7 +84,7 @@ func (s *Service) inOrder() []state.AnyTable {
 		list = append(list, t)
 	}
 	for _, t := range s.store.Tables() {
-		if s.tables[t.Name()] != nil {
+		if s.tables[t.Name()] != nil && !t.Def().Schema.Internal {
 			visit(t)
 		}
 	}

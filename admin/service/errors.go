@@ -36,6 +36,8 @@ const (
 	Unknown           Kind = 104 // the write's outcome is not known
 	Internal          Kind = 105
 	Busy              Kind = 106 // this node is busy with another one of the kind
+	Unauthenticated   Kind = 107 // no valid admin token where one is needed
+	Forbidden         Kind = 108 // the role does not allow it
 )
 
 var kindNames = map[Kind]string{

@@ -115,6 +115,9 @@ func (p *planner) reconcile(id state.ID, list *membership) error {
 	}
 	p.takeOver(other)
 	for _, row := range list.removed {
+		if err := p.mayErase(other.table, row); err != nil {
+			return err
+		}
 		p.plan.puts = append(p.plan.puts, command.Put{Table: other.table.Number(), ID: row.ID, IfIndex: row.Index})
 	}
 	return nil

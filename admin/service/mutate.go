@@ -22,6 +22,7 @@ type request struct {
 	ID       uuid.UUID `json:"id"` // the machine remembers it once the write succeeded: a repeated forward is answered from there
 	Mutation Mutation  `json:"mutation,omitzero"`
 	Command  []byte    `json:"command,omitempty"` // instead of Mutation: a finished log entry of a bulk change
+	Actor    Actor     `json:"actor,omitzero"`    // of Command
 }
 
 type response struct {
@@ -37,6 +38,7 @@ type response struct {
 func (s *Service) Mutate(ctx context.Context, m Mutation) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
+	m.Actor = actorOf(ctx)
 	req, err := json.Marshal(request{ID: uuid.New(), Mutation: m})
 	if err != nil {
 		return Result{}, refuse(Malformed, nil, "the body cannot be forwarded: %v", err)
@@ -91,7 +93,7 @@ func (s *Service) handle(ctx context.Context, raw []byte) ([]byte, error) {
 	var res response
 	var err error
 	if r.Command != nil {
-		res, err = s.propose(ctx, r.Command)
+		res, err = s.propose(ctx, r)
 	} else {
 		res, err = s.execute(ctx, r)
 	}
@@ -116,7 +118,7 @@ func (s *Service) execute(ctx context.Context, r request) (response, error) {
 			return response{Index: p.index}, nil
 		}
 		res, err := s.o.Log.Propose(ctx, command.Command{
-			Level: 1, RequestID: r.ID, LeaderTime: p.now, Actor: r.Mutation.Actor, Op: command.Txn{Puts: p.puts},
+			Level: 1, RequestID: r.ID, LeaderTime: p.now, Actor: r.Mutation.Actor.From, Op: command.Txn{Puts: p.puts},
 		})
 		if err != nil {
 			return response{}, err

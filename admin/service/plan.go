@@ -35,6 +35,7 @@ type planner struct {
 	view  *state.View // hides expired rows, which make room in the machine as well
 	now   time.Time
 	m     Mutation
+	grant grant
 	table state.AnyTable
 	def   entity.Def
 	plan  plan
@@ -48,15 +49,28 @@ func (s *Service) plan(ctx context.Context, view *state.View, m Mutation) (*plan
 	now := time.Now()
 	p := &planner{s: s, view: view.At(now.UnixMilli()), now: now, m: m, table: table, def: table.Def()}
 	p.plan.index, p.plan.now = view.Index(), now.UnixMilli()
-	if err := p.run(ctx); err != nil {
-		return nil, err
+	var err error
+	if p.grant, err = s.grant(p.view, m.Actor); err == nil {
+		err = p.run(ctx)
+	}
+	if err != nil {
+		return nil, p.grant.tell(err)
 	}
 	return &p.plan, nil
 }
 
 func (p *planner) run(ctx context.Context) error {
-	l := p.s.lookup(p.view)
+	if err := p.grant.writes(p.def); err != nil {
+		return err
+	}
+	if p.def.Schema.Internal && p.s.o.Machine.Level() < entity.AdminLevel {
+		return &Error{Kind: Unavailable, Message: "nothing was stored: not all nodes of the cluster run a version with admin tokens yet"}
+	}
+	l := p.lookup()
 	place, err := l.place(p.m.Target, p.m.Verb)
+	if err == nil {
+		err = l.enters(p.m.Target, place)
+	}
 	if err != nil {
 		return err
 	}
@@ -138,7 +152,7 @@ func (p *planner) run(ctx context.Context) error {
 	if err := p.build(ctx); err != nil {
 		return err
 	}
-	p.plan.answer = shown(p.def, p.s.present(p.def, clear), expires, p.now, members)
+	p.plan.answer = shown(p.def, p.s.present(p.def, p.grant.redact(p.s, p.def, clear)), expires, p.now, members)
 	p.plan.hint = p.advice(rec)
 	return nil
 }
@@ -235,8 +249,13 @@ func transform(def entity.Def, rec, stored schema.Record) (schema.Record, error)
 	return rec, nil
 }
 
-// put adds a write of rec over current, which may be none, to the plan and returns the row in clear.
+// put adds a write of rec over current, which may be none, to the plan and returns the row in clear. Every row that a mutation writes
+// passes here, and is authorised here.
 func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) ([]byte, error) {
+	p.own(rec)
+	if err := p.mayWrite(rec, current); err != nil {
+		return nil, err
+	}
 	clear, err := schema.Encode(rec)
 	if err != nil {
 		return nil, err
@@ -260,7 +279,7 @@ func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) 
 
 // beside is a planner for a row of another table that changes along; its puts are still to be taken over.
 func (p *planner) beside(table state.AnyTable) *planner {
-	return &planner{s: p.s, view: p.view, now: p.now, table: table, def: table.Def()}
+	return &planner{s: p.s, view: p.view, now: p.now, grant: p.grant, table: table, def: table.Def()}
 }
 
 func (p *planner) takeOver(other *planner) {
@@ -302,6 +321,9 @@ func (p *planner) build(ctx context.Context) error {
 
 // remove deletes a row. What refers to it with cascade or set-null follows in the machine; restrict is refused.
 func (p *planner) remove(row state.AnyRow) error {
+	if err := p.mayErase(p.table, row); err != nil {
+		return err
+	}
 	name, id := p.def.Schema.Name, row.ID.String()
 	for _, t := range p.s.store.Tables() {
 		for _, f := range t.Def().Schema.Fields {

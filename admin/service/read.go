@@ -49,14 +49,27 @@ type Page struct {
 
 // Get reads one entity.
 func (s *Service) Get(ctx context.Context, t Target) (Result, error) {
-	l := s.lookup(s.fresh(ctx))
-	p, err := l.place(t, "")
+	table, ok := s.tables[t.Entity]
+	if !ok {
+		return Result{}, notFound()
+	}
+	l, err := s.reader(ctx)
+	if err == nil {
+		err = l.grant.reads(table.Def())
+	}
 	if err != nil {
 		return Result{}, err
 	}
-	table := s.tables[t.Entity]
-	if !p.found {
-		return Result{}, l.absent(table, t.Ref)
+	p, err := l.place(t, "")
+	switch {
+	case err != nil:
+	case !p.found:
+		err = l.absent(table, t.Ref)
+	default:
+		err = errors.Join(l.enters(t, p), l.reachable(table, p.row))
+	}
+	if err != nil {
+		return Result{}, l.grant.tell(err)
 	}
 	row, refusal := l.show(table, p.row)
 	if refusal != nil {
@@ -84,16 +97,25 @@ func (s *Service) List(ctx context.Context, t Target, o ListOptions) (Page, erro
 	if err != nil {
 		return Page{}, err
 	}
-	l := s.lookup(s.fresh(ctx))
-	p, err := l.place(t, "")
+	l, err := s.reader(ctx)
+	if err == nil {
+		err = l.grant.reads(table.Def())
+	}
 	if err != nil {
 		return Page{}, err
+	}
+	p, err := l.place(t, "")
+	if err == nil {
+		err = l.enters(t, p)
+	}
+	if err != nil {
+		return Page{}, l.grant.tell(err)
 	}
 	size := q.size
 	if newest {
 		q.size = math.MaxInt - 1 // all of them are needed to know which are the newest
 	}
-	rows := l.rows(table, t, p, q)
+	rows := l.within(table, l.rows(table, t, p, q))
 	if newest {
 		rows = newestFirst(rows, skip)
 	}
@@ -152,6 +174,9 @@ func (l lookup) rows(table state.AnyTable, t Target, p place, q query) iter.Seq[
 	index, key := "", ""
 	if t.Parent != nil {
 		index, key = t.Parent.Field, p.parent.ID.String()
+	}
+	if len(q.tags) == 0 && len(l.grant.tags) == 1 && table.Def().HasTags() {
+		q.tags = l.grant.tags // by their index: there may be many rows that are out of reach
 	}
 	if len(q.tags) == 0 {
 		return table.Scan(l.view, index, key, q.after)
@@ -221,18 +246,21 @@ func (s *Service) Tags(ctx context.Context, tag string, o ListOptions) ([]Taggin
 			return nil, "", err
 		}
 	}
-	view := s.fresh(ctx)
+	l, err := s.reader(ctx)
+	if err != nil {
+		return nil, "", err
+	}
 	out := []Tagging{}
 	at := 0
 	for _, table := range s.store.Tables() {
-		if _, ok := table.Def().Schema.Field("tags"); !ok || table.Def().Schema.Internal {
+		if !table.Def().HasTags() || table.Def().Schema.Internal || l.grant.reads(table.Def()) != nil {
 			continue
 		}
 		index := ""
 		if tag != "" {
 			index = "tags"
 		}
-		for row := range table.Scan(view, index, tag, state.ID{}) {
+		for row := range l.within(table, table.Scan(l.view, index, tag, state.ID{})) {
 			for _, t := range tagsOf(row) {
 				if tag != "" && t != tag {
 					continue
@@ -386,7 +414,7 @@ func (l lookup) show(table state.AnyTable, row state.AnyRow) ([]byte, *Error) {
 	if table.Def().Members != nil {
 		members = &membership{names: l.memberNames(table, row.ID)}
 	}
-	return shown(table.Def(), l.s.present(table.Def(), clear), row.ExpiresAt, time.Now(), members), nil
+	return shown(table.Def(), l.s.present(table.Def(), l.grant.redact(l.s, table.Def(), clear)), row.ExpiresAt, time.Now(), members), nil
 }
 
 // present adds to a plugin's row the deprecated names of settings, which clients still read.

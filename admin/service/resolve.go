@@ -15,11 +15,12 @@ import (
 
 // lookup finds what a Target names in one view, in which expired rows are hidden.
 type lookup struct {
-	s    *Service
-	view *state.View
+	s     *Service
+	view  *state.View
+	grant grant // of whom it is for; none: of the gateway itself
 }
 
-func (s *Service) lookup(v *state.View) lookup { return lookup{s, v} }
+func (s *Service) lookup(v *state.View) lookup { return lookup{s: s, view: v} }
 
 // place is where a Target leads.
 type place struct {

@@ -50,6 +50,9 @@ type Options struct {
 	Published func(ctx context.Context, index uint64) error
 	Logger    *slog.Logger
 
+	// RequireToken demands an admin token of programs on this machine too. Until there is one, they may make the first.
+	RequireToken bool
+
 	// Timeout bounds one mutation, retries included. Default 10 s.
 	Timeout time.Duration
 	// MinIndexTimeout bounds the wait for X-Min-Config-Index. Default 5 s.
@@ -63,6 +66,7 @@ type Service struct {
 	tables map[string]state.AnyTable // of the Admin API, by plural name
 	auto   schema.Auto
 	bulk   sync.Mutex // one Apply at a time
+	used   usage      // of admin tokens
 }
 
 // Target names an entity or a collection the way a URL does.
@@ -98,7 +102,7 @@ type Mutation struct {
 	Target Target        `json:"target"`
 	Body   schema.Record `json:"body,omitempty"`
 	Form   bool          `json:"form,omitempty"` // Body holds a form's text values, to be converted by the schema
-	Actor  string        `json:"actor,omitempty"`
+	Actor  Actor         `json:"actor"`          // set by Mutate, from its context
 }
 
 // Result of a Mutation or Get.
@@ -129,17 +133,21 @@ func New(o Options) *Service {
 			Random: func() string { return randomText(32) },
 		}}
 	for _, t := range s.store.Tables() {
-		if !t.Def().Schema.Internal {
+		if !t.Def().Schema.Internal || t.Name() == entity.AdminTokens {
 			s.tables[t.Name()] = t
 		}
 	}
+	s.used = usage{last: map[state.ID]time.Time{}, live: func(id state.ID) bool {
+		_, ok := s.tables[entity.AdminTokens].Get(s.store.View(), id)
+		return ok
+	}}
 	o.Log.HandleForward(s.handle)
 	return s
 }
 
 // Schema finds the schema of an entity, or of a view.
 func (s *Service) Schema(name string) (*schema.Schema, bool) {
-	if t, ok := s.tables[name]; ok {
+	if t, ok := s.tables[name]; ok && !t.Def().Schema.Internal {
 		return t.Def().Schema, true
 	}
 	for _, v := range entity.Views() {

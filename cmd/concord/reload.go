@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 
-	"concord/admin/auth"
 	"concord/cmd/concord/settings"
 	"concord/proxy"
 	"concord/proxy/listen"
@@ -27,8 +26,8 @@ func (n *node) reload() (lines []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the settings are not valid: %w", err)
 	}
-	if err := auth.CheckBind(addrs(next.AdminListen)); err != nil {
-		return nil, fmt.Errorf("admin_listen: %w", err)
+	if err := n.checkBind(next); err != nil {
+		return nil, err
 	}
 	if err := prepare(next); err != nil {
 		return nil, err

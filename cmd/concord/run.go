@@ -60,6 +60,7 @@ type node struct {
 	sockets  atomic.Pointer[sockets]
 	machine  *fsm.Machine
 	cluster  *cluster.Node
+	tokens   func() bool // there are admin tokens
 	compiler *dataplane.Compiler
 	balancer *balancer.Set
 	upstream *upstream.Transport
@@ -209,7 +210,7 @@ func (n *node) notice(msg string, args ...any) {
 }
 
 func (n *node) start() error {
-	if err := auth.CheckBind(addrs(n.s.AdminListen)); err != nil {
+	if _, err := auth.CheckBind(addrs(n.s.AdminListen)); err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
 	n.counters = prometheus.New()
@@ -409,11 +410,17 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		described = append(described, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: schemas[p.Info.Name]})
 	}
 	svc := service.New(service.Options{
-		Log: n.cluster, Machine: machine, DryBuild: n.compiler.DryBuild, Published: n.compiler.Holder().Wait, Logger: n.log,
+		Log: n.cluster, Machine: machine, DryBuild: n.compiler.DryBuild, Published: n.compiler.Holder().Wait, Logger: n.log, RequireToken: n.s.AdminRequireToken,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := schemas[name]; return s, ok },
 	})
+	n.tokens = svc.HasTokens
+	if n.from == nil && n.inSync() {
+		if err := n.checkBind(n.s); err != nil {
+			return err
+		}
+	}
 	options := rest.Options{
-		Service: svc, Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Plugins: described, Log: n.log,
+		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Plugins: described, Log: n.log,
 		Guard: auth.NewGuard(auth.GuardOptions{Hosts: n.s.AdminAllowedHosts, Origins: n.s.AdminAllowedOrigins}),
 		Info: rest.Info{
 			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.front.counters,
@@ -433,6 +440,30 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 	n.serveHTTP(n.statusConns, n.retiring(rest.NewStatus(options), false))
 	n.serveListeners(n.s)
 	return nil
+}
+
+// checkBind refuses an Admin API that others can reach while there are no credentials for it.
+func (n *node) checkBind(s *settings.Settings) error {
+	exposed, err := auth.CheckBind(addrs(s.AdminListen))
+	if err == nil && exposed && !n.s.AdminRequireToken && !n.tokens() {
+		err = auth.ErrNoCredentials
+	}
+	if err != nil {
+		return fmt.Errorf("admin_listen: %w", err)
+	}
+	return nil
+}
+
+// inSync waits a while until this node holds all that its cluster has committed, if others can reach its Admin API. Without a leader it cannot tell,
+// and the node starts all the same: the proxy needs none, and the Admin API asks everybody from elsewhere for a token in any case.
+func (n *node) inSync() bool {
+	if exposed, _ := auth.CheckBind(addrs(n.s.AdminListen)); !exposed {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	index, err := n.cluster.ReadIndex(ctx)
+	return err == nil && n.cluster.Wait(ctx, index) == nil
 }
 
 // serveHTTP answers the Admin API's or the status listener's connections.

@@ -62,6 +62,7 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 // options are the flags every command has.
 type options struct {
 	admin, caCert, output string
+	token, tokenFile      string
 	timeout               time.Duration
 }
 
@@ -75,6 +76,8 @@ func newRoot() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVar(&o.admin, "admin", defaultAdmin(), "URL of a node's Admin API (variable GWCTL_ADMIN)")
 	f.StringVar(&o.caCert, "ca-cert", "", "PEM file of the authorities an https Admin API is verified against")
+	f.StringVar(&o.token, "token", "", "admin token (better: variable GWCTL_TOKEN or a file, which other users cannot see)")
+	f.StringVar(&o.tokenFile, "token-file", "", "file with the admin token (variable GWCTL_TOKEN_FILE)")
 	f.StringVarP(&o.output, "output", "o", "table", "table, json or yaml")
 	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long to wait for the answer")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
@@ -90,7 +93,7 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
-	root.AddCommand(clusterCmd(o))
+	root.AddCommand(clusterCmd(o), adminTokenCmd(o))
 	return root
 }
 

@@ -25,7 +25,7 @@ func All() []Def {
 		oauth2Tokens,
 		oauth2AuthorizationCodes,
 		sessions,
-	}, clusterDefs())
+	}, clusterDefs(), adminDefs())
 }
 
 // Lookup finds an entity by its plural name.

@@ -60,6 +60,12 @@ const (
 // CollectionName is the entity's top-level collection in URLs.
 func (d Def) CollectionName() string { return cmp.Or(d.Collection, d.Schema.Name) }
 
+// HasTags tells whether rows of the entity can have tags.
+func (d Def) HasTags() bool {
+	_, ok := d.Schema.Field("tags")
+	return ok
+}
+
 // NestedName is the entity's collection under an entity that it refers to.
 func (d Def) NestedName() string { return cmp.Or(d.Nested, d.CollectionName()) }
 

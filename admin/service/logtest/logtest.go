@@ -42,6 +42,9 @@ func New() *Log {
 	return &Log{Machine: fsm.New(fsm.Options{Defs: entity.All(), Keys: keys})}
 }
 
+// Raise lifts the cluster's level to the highest, as the leader of a new cluster does.
+func (l *Log) Raise() { l.apply(command.Command{Level: 1, Op: command.SetLevel{Level: fsm.MaxLevel}}) }
+
 // Propose applies c.
 func (l *Log) Propose(_ context.Context, c command.Command) (fsm.Result, error) {
 	if l.NoLeader {

@@ -61,7 +61,7 @@ func groups() []group {
 			{Name: "stream_listen", Default: off, Form: "listeners or off", Live: true, set: streamListeners(func(s *Settings) *[]listen.Spec { return &s.StreamListen }),
 				Doc: "Where stream routes are served: TCP, with the flag `ssl` TLS (ended here or passed through), with the flag `udp` datagrams. See [streams](streams.md)."},
 			{Name: "admin_listen", Default: "127.0.0.1:8001, 127.0.0.1:8444 http2 ssl", Form: "listeners or off", Live: true, set: listeners(func(s *Settings) *[]listen.Spec { return &s.AdminListen }),
-				Doc: "The Admin API. Only loopback addresses are accepted: it has no credentials yet, so the node refuses to start on any other."},
+				Doc: "The Admin API. Programs on this machine need no credentials (but see `admin_require_token`). Listeners on addresses that others can reach must have `ssl`, and always ask for an admin token."},
 			{Name: "admin_gui_listen", Default: "127.0.0.1:8002", Form: "listeners or off", set: listeners(func(s *Settings) *[]listen.Spec { return &s.GUIListen }),
 				Doc: "Kept for the web console; this version has none and opens nothing."},
 			{Name: "status_listen", Default: "127.0.0.1:8007", Form: "listeners or off", Live: true, set: listeners(func(s *Settings) *[]listen.Spec { return &s.StatusListen }),
@@ -80,6 +80,8 @@ func groups() []group {
 				Doc: "Key of `admin_ssl_cert`."},
 		}},
 		{"Admin API", []Key{
+			{Name: "admin_require_token", Default: off, Form: "on or off", set: boolean(func(s *Settings) *bool { return &s.AdminRequireToken }),
+				Doc: "Ask programs on this machine for an admin token too. While the cluster has none, they may make the first: `gwctl token create`."},
 			{Name: "admin_allowed_hosts", Form: "list", set: list(func(s *Settings) *[]string { return &s.AdminAllowedHosts }),
 				Doc: "Host names, besides localhost and the listeners' addresses, under which browsers may call the Admin API."},
 			{Name: "admin_gui_url", Form: "list of URLs", set: list(func(s *Settings) *[]string { return &s.AdminAllowedOrigins }),

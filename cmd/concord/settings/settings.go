@@ -48,6 +48,7 @@ type Settings struct {
 	TrailingLogs      int           // log entries kept behind a snapshot
 
 	AdminAllowedHosts   []string
+	AdminRequireToken   bool
 	AdminAllowedOrigins []string
 
 	SSLCert, AdminSSLCert       string // path or PEM; "" for a self-signed one made in the prefix
