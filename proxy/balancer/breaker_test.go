@@ -148,6 +148,14 @@ func TestBreakerTrial(t *testing.T) {
 	if pe.breaker.lasted != 50 {
 		t.Errorf("the next ejection lasts %d ms", pe.breaker.lasted)
 	}
+	_ = s.SetHealth(upstreamID, "10.0.0.1:80", "", true)
+	s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
+	fail() // for the default of 30 s
+	s.Update(false, change(t, `{"slots":20000,"circuit_breaker":{"consecutive_errors":2}}`, "10.0.0.1:80 7", "10.0.0.2:80"))
+	if got := circuit(t, s, "10.0.0.1:80"); got != "open UNHEALTHY" {
+		t.Errorf("after an unrelated change: %s", got)
+	}
+	s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
 	// An operator knows better; without a breaker nobody is out.
 	if err := s.SetHealth(upstreamID, "10.0.0.1:80", "", true); err != nil || circuit(t, s, "10.0.0.1:80") != "closed HEALTHY" {
 		t.Error("set healthy:", err, circuit(t, s, "10.0.0.1:80"))
