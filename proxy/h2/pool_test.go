@@ -92,6 +92,7 @@ func TestSignsOfLife(t *testing.T) {
 		{"not asked", false, time.Hour, time.Hour, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			var pings atomic.Int64
 			addr, conns := rawUpstream(t, func(c *rawClient) {
 				for n := 0; ; {
