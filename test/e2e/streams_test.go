@@ -39,6 +39,8 @@ func TestStreams(t *testing.T) {
 	create("/services", "name", "echo", "protocol", "tcp", "host", "echo", "port", "1")
 	create("/services/echo/routes", "name", "echo", "protocols[]", "tcp", "destinations[1].port", fmt.Sprint(plain))
 
+	create("/plugins", "name", "prometheus", "config.status_code_metrics", "true", "protocols[]", "tcp")
+
 	t.Run("tcp, half-closed", func(t *testing.T) {
 		seen := map[string]bool{}
 		for range 4 {
@@ -130,6 +132,26 @@ func TestStreams(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	})
+	t.Run("proxy protocol out", func(t *testing.T) {
+		create("/services/echo/routes", "name", "announced", "protocols[]", "tcp", "sources[1].ip", "127.0.0.66", "destinations[1].port", fmt.Sprint(plain))
+		create("/routes/announced/plugins", "name", "proxy-protocol", "protocols[]", "tcp")
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 66)}}
+		c, err := d.Dial("tcp", at(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		want := fmt.Sprintf("two PROXY TCP4 127.0.0.66 127.0.0.1 %d %d\r\nhello", c.LocalAddr().(*net.TCPAddr).Port, plain)
+		if got := converse(t, c.(*net.TCPConn), "hello"); got != want {
+			t.Errorf("the upstream got %q, want %q", got, want)
+		}
+	})
+	t.Run("metrics", func(t *testing.T) {
+		if got := scrape(t, "http://"+n.Status)[`kong_stream_sessions_total{service="echo",route="echo",code="200",source="service",workspace="default"}`]; got < 9 {
+			t.Errorf("%v sessions counted", got)
+		}
 	})
 	t.Run("admin port", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(n.Admin)
