@@ -145,13 +145,14 @@ func (c *conn) onReadable(fd uintptr) bool {
 			return false
 		}
 		w.e += n
+		before := c.info.Requests
 		c.verdict = c.advance(int(fd))
 		if c.verdict != more {
 			return true
 		}
 		// A short read has emptied the socket, but the end of the stream may have come with the bytes, and it will not be
-		// announced again: look for it where it is likely, after the first request or a part of one.
-		if n == len(room) || c.info.Requests <= 1 || c.w.r < c.w.e {
+		// announced again: look for it where it is likely, after the first request, several at once, or a part of one.
+		if n == len(room) || c.info.Requests <= 1 || c.info.Requests > before+1 || c.w.r < c.w.e {
 			continue
 		}
 		c.park()

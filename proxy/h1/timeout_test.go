@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -107,6 +108,47 @@ func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)
 		}
 		waitFor(t, func() bool { return s.Conns() == 0 })
 	})
+}
+
+// TestClientLeaves: nobody reads from a client whose answer is awaited, yet the upstream is freed when it leaves.
+func TestClientLeaves(t *testing.T) {
+	for name, send := range map[string]string{
+		"before the head": get("/wait"), "with a request behind": get("/wait") + get("/next"),
+		"within a body": "POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nx", "within the answer": get("/begin"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			freed := make(chan struct{})
+			var once sync.Once
+			rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+				if r.URL.Path == "/begin" {
+					fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegin")
+				}
+				_, _ = io.Copy(io.Discard, c)
+				once.Do(func() { close(freed) })
+				return false
+			})
+			addr, s, _ := start(t, rec.ln.Addr(), nil)
+			c := dial(t, addr)
+			fmt.Fprint(c, send)
+			if name == "within the answer" {
+				if _, err := bufio.NewReader(c).ReadString('b'); err != nil {
+					t.Fatal(err)
+				}
+			} else if name != "within a body" { // where the recorder waits for the rest
+				waitFor(t, func() bool { return len(rec.requests()) == 1 })
+			}
+			_ = c.Close()
+			if name != "within a body" {
+				select {
+				case <-freed:
+				case <-time.After(20 * time.Second):
+					t.Fatal("the upstream still waits")
+				}
+			}
+			waitFor(t, func() bool { return s.Conns() == 0 })
+		})
+	}
 }
 
 func TestDrain(t *testing.T) { backends(t, testDrain) }
