@@ -411,6 +411,20 @@ func TestUpgradeOfACluster(t *testing.T) {
 			}
 		}
 	}
+	// Alone, without a majority, the program can still be changed: what was served is served.
+	for _, n := range c.Nodes[1:] {
+		_ = syscall.Kill(nodePid(t, n), syscall.SIGKILL)
+	}
+	last := c.Nodes[0]
+	mustUpgrade(t, last)
+	if a, err := harness.Do("GET", "http://"+last.Status+"/status/ready", "", ""); err != nil || a.Status != 200 {
+		t.Errorf("a node without a majority is not ready after an upgrade: %v %d %s", err, a.Status, a.Body)
+	}
+	for last.JSON("GET", "/status", "").Status == 503 { // a connection to the process that was replaced; the next one is new
+	}
+	if a := last.JSON("GET", "/consumers/c2", ""); a.Status != 200 {
+		t.Errorf("%d %s", a.Status, a.Body)
+	}
 }
 
 // TestReload: listeners, logs and the level change in the running node, and a file with an error changes nothing.
