@@ -116,7 +116,7 @@ func (f *front) enter() *engine {
 }
 
 // ServeConn serves a connection with the present server.
-func (f *front) ServeConn(nc net.Conn, info h1.ConnInfo) {
+func (f *front) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 	f.accepted.Add(1)
 	e := f.enter()
 	defer e.open.Add(-1)

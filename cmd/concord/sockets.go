@@ -179,7 +179,7 @@ func newHandOver() *handOver {
 }
 
 // ServeConn hands a connection over.
-func (h *handOver) ServeConn(nc net.Conn, info h1.ConnInfo) {
+func (h *handOver) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 	if len(info.Initial) > 0 {
 		nc = &peeked{nc, strings.NewReader(string(info.Initial))}
 	}

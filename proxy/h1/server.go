@@ -123,13 +123,13 @@ func (s *Server) Serve(ln net.Listener) error {
 			}
 			return fmt.Errorf("accept: %w", err)
 		}
-		go s.ServeConn(nc, ConnInfo{})
+		go s.ServeConn(nc, &ConnInfo{})
 	}
 }
 
 // ServeConn serves one connection, which it closes, and returns when it is over. *net.TCPConn is served without holding
-// memory while idle; any other kind of connection works too. A *tls.Conn is to be handshaken and described in info.
-func (s *Server) ServeConn(nc net.Conn, info ConnInfo) {
+// memory while idle; any other kind of connection works too. A *tls.Conn is to be handshaken and described in info, which is not kept.
+func (s *Server) ServeConn(nc net.Conn, info *ConnInfo) {
 	c := &conn{s: s, info: info.Conn}
 	if !c.info.Peer.IsValid() {
 		c.info.Peer = addrPort(nc.RemoteAddr())

@@ -121,7 +121,7 @@ func FuzzServer(f *testing.F) {
 		defer s.keep.close()
 		defer s.o.Clock.Stop()
 		nc := newMemConn(append([]byte(Preface), in...), int(piece))
-		s.ServeConn(nc, h1.ConnInfo{})
+		s.ServeConn(nc, &h1.ConnInfo{})
 		if served, finished := h.counts(); served != finished || s.Conns() != 0 {
 			t.Errorf("%d handlers began, %d finished", served, finished)
 		}

@@ -119,7 +119,7 @@ func TestTLS(t *testing.T) {
 		tc := tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}})
 		if tc.Handshake() == nil {
 			state := tc.ConnectionState()
-			s.ServeConn(tc, h1.ConnInfo{Conn: exchange.Conn{TLS: &state, SNI: state.ServerName}})
+			s.ServeConn(tc, &h1.ConnInfo{Conn: exchange.Conn{TLS: &state, SNI: state.ServerName}})
 		}
 	})
 	t.Cleanup(func() { s.Shutdown(t.Context()) })

@@ -100,7 +100,7 @@ func startServer(t testing.TB, o Options) (*Server, string) {
 			if err != nil {
 				return
 			}
-			conns.Go(func() { s.ServeConn(nc, h1.ConnInfo{}) })
+			conns.Go(func() { s.ServeConn(nc, &h1.ConnInfo{}) })
 		}
 	}()
 	t.Cleanup(func() {

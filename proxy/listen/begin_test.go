@@ -23,7 +23,7 @@ import (
 // told answers with what the acceptor knows of a connection, and closes it.
 type told struct{}
 
-func (told) ServeConn(nc net.Conn, info h1.ConnInfo) {
+func (told) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 	defer nc.Close()
 	first := info.Initial
 	buf := make([]byte, 1024)
@@ -202,7 +202,7 @@ func say1(t *testing.T, addr net.Addr) {
 
 type serverFunc func(net.Conn)
 
-func (f serverFunc) ServeConn(nc net.Conn, _ h1.ConnInfo) { f(nc) }
+func (f serverFunc) ServeConn(nc net.Conn, _ *h1.ConnInfo) { f(nc) }
 
 func TestFamiliesAreApart(t *testing.T) {
 	four, err := listen.Parse("0.0.0.0:0")

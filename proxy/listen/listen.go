@@ -19,7 +19,7 @@ import (
 
 // ConnServer serves a connection on which HTTP begins, and closes it. *h1.Server is one.
 type ConnServer interface {
-	ServeConn(nc net.Conn, info h1.ConnInfo)
+	ServeConn(nc net.Conn, info *h1.ConnInfo)
 }
 
 // Options of Open.
@@ -152,7 +152,7 @@ func (g *Group) accept(l listener) error {
 			_ = nc.Close()
 			return nil
 		}
-		go g.serve(nc, l.spec)
+		go g.serve(nc, &l.spec)
 	}
 }
 
@@ -171,30 +171,41 @@ const tlsHandshake = 0x16
 // sniffed is how much is read to tell what a connection speaks; the rest stays in the kernel. The preface of HTTP/2 is known by as many.
 const sniffed = 16
 
-func (g *Group) serve(nc net.Conn, spec Spec) {
+// serve stays for the life of the connection. All that is needed only at its beginning is in admit, whose stack is free again by then:
+// the runtime gives a waiting goroutine the smallest stack only if little of the one it has is in use.
+func (g *Group) serve(nc net.Conn, spec *Spec) {
 	defer g.conns.Add(-1)
-	info := h1.ConnInfo{Conn: exchange.Conn{Serial: g.serial.Add(1)}, HTTP2: spec.HTTP2}
-	first, err := g.begin(nc, spec, &info.Conn)
+	info := new(h1.ConnInfo)
+	if nc = g.admit(nc, spec, info); nc != nil {
+		g.o.Server.ServeConn(nc, info)
+	}
+}
+
+// admit reads how a connection begins and tells how to serve it; nil: it is closed.
+//
+//go:noinline
+func (g *Group) admit(nc net.Conn, spec *Spec, info *h1.ConnInfo) net.Conn {
+	info.Serial, info.HTTP2 = g.serial.Add(1), spec.HTTP2
+	first, err := g.begin(nc, *spec, &info.Conn)
 	if err != nil {
 		g.proceed(nc)
 		_ = nc.Close()
-		return
+		return nil
 	}
 	switch {
 	case first[0] == tlsHandshake && g.o.TLS != nil:
-		tc, err := g.handshake(nc, first, spec)
+		tc, err := g.handshake(nc, first, *spec)
 		if err != nil {
 			g.proceed(nc)
 			g.o.Log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
 			_ = nc.Close()
-			return
+			return nil
 		}
 		state := tc.ConnectionState()
 		info.TLS, info.SNI = &state, state.ServerName
 		info.Peer, info.Local = addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr())
 		if g.proceed(nc) {
-			g.o.Server.ServeConn(tc, info)
-			return
+			return tc
 		}
 	case spec.SSL || first[0] == tlsHandshake:
 		if g.proceed(nc) {
@@ -204,11 +215,11 @@ func (g *Group) serve(nc net.Conn, spec Spec) {
 		_ = nc.SetReadDeadline(time.Time{})
 		info.Initial = first
 		if g.proceed(nc) {
-			g.o.Server.ServeConn(nc, info)
-			return
+			return nc
 		}
 	}
 	_ = nc.Close()
+	return nil
 }
 
 // begin reads until it is clear what the connection speaks: at least one byte, and all of what may become the preface of HTTP/2.
