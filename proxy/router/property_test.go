@@ -181,7 +181,7 @@ func dump(r *Router) []string {
 		if n == nil {
 			return
 		}
-		s := prefix + "|" + n.label + "[" + n.first + "]"
+		s := prefix + "|" + n.label() + "[" + n.firsts() + "]"
 		if n.val != nil {
 			for _, e := range n.val.entries {
 				s += " " + e.route.Entity.ID + e.path
@@ -189,7 +189,7 @@ func dump(r *Router) []string {
 		}
 		out = append(out, s)
 		for _, k := range n.kids {
-			paths(prefix+"|"+n.label, k)
+			paths(prefix+"|"+n.label(), k)
 		}
 	}
 	var names func(prefix string, n *node[hostPaths])
@@ -197,8 +197,8 @@ func dump(r *Router) []string {
 		if n == nil {
 			return
 		}
-		s := prefix + "." + n.label
-		out = append(out, s+"["+n.first+"]")
+		s := prefix + "." + n.label()
+		out = append(out, s+"["+n.firsts()+"]")
 		if n.val != nil {
 			paths(s+" any", n.val.any)
 			for _, p := range n.val.ports {

@@ -7,13 +7,23 @@ type owner struct{ _ byte }
 
 // node is a byte radix tree whose nodes are shared between versions: an update copies the path to the changed key
 // only. The shape depends on the keys alone, not on the order of updates.
+//
+// A look-up among many keys waits for memory and for little else, so a node is one cache line, and its text another one.
 type node[V any] struct {
-	label string // bytes between the parent and this node; the root may have one too
-	first string // first bytes of the children's labels, ascending
-	kids  []*node[V]
-	val   *V
-	own   *owner
+	text string // label and firsts in a row
+	cut  int    // where they meet
+	kids []*node[V]
+	val  *V
+	own  *owner
 }
+
+// label is the bytes between the parent and the node; the root may have one too.
+func (n *node[V]) label() string { return n.text[:n.cut] }
+
+// firsts are the first bytes of the children's labels, ascending.
+func (n *node[V]) firsts() string { return n.text[n.cut:] }
+
+func (n *node[V]) setText(label, firsts string) { n.text, n.cut = label+firsts, len(label) }
 
 // owned returns a node that o may change: n itself, or a copy.
 func (n *node[V]) owned(o *owner) *node[V] {
@@ -30,24 +40,25 @@ func (n *node[V]) owned(o *owner) *node[V] {
 func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
 	if n == nil {
 		if v := f(nil); v != nil {
-			return &node[V]{label: key, val: v, own: o}
+			return leafNode(o, key, v)
 		}
 		return nil
 	}
-	l := commonPrefix(n.label, key)
+	label := n.label()
+	l := commonPrefix(label, key)
 	switch {
-	case l < len(n.label):
+	case l < len(label):
 		v := f(nil)
 		if v == nil {
 			return n
 		}
 		tail := n.owned(o)
-		mid := &node[V]{label: n.label[:l], first: n.label[l : l+1], kids: []*node[V]{tail}, own: o}
-		tail.label = n.label[l:]
+		mid := &node[V]{text: label[:l+1], cut: l, kids: []*node[V]{tail}, own: o}
+		tail.text, tail.cut = tail.text[l:], tail.cut-l
 		if l == len(key) {
 			mid.val = v
 		} else {
-			mid.addKid(&node[V]{label: key[l:], val: v, own: o})
+			mid.addKid(leafNode(o, key[l:], v))
 		}
 		return mid
 	case l == len(key):
@@ -60,14 +71,14 @@ func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
 		return m.compact(o)
 	}
 	rest := key[l:]
-	i := strings.IndexByte(n.first, rest[0])
+	i := strings.IndexByte(n.firsts(), rest[0])
 	if i < 0 {
 		v := f(nil)
 		if v == nil {
 			return n
 		}
 		m := n.owned(o)
-		m.addKid(&node[V]{label: rest, val: v, own: o})
+		m.addKid(leafNode(o, rest, v))
 		return m
 	}
 	kid := n.kids[i].update(o, rest, f)
@@ -80,17 +91,21 @@ func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
 		return m
 	}
 	m.kids = append(m.kids[:i], m.kids[i+1:]...)
-	m.first = m.first[:i] + m.first[i+1:]
+	m.setText(label, n.firsts()[:i]+n.firsts()[i+1:])
 	return m.compact(o)
+}
+
+func leafNode[V any](o *owner, key string, v *V) *node[V] {
+	return &node[V]{text: key, cut: len(key), val: v, own: o}
 }
 
 // addKid inserts a child whose first byte is new. n must be owned.
 func (n *node[V]) addKid(k *node[V]) {
-	i := 0
-	for i < len(n.first) && n.first[i] < k.label[0] {
+	i, first := 0, n.firsts()
+	for i < len(first) && first[i] < k.text[0] {
 		i++
 	}
-	n.first = n.first[:i] + k.label[:1] + n.first[i:]
+	n.setText(n.label(), first[:i]+k.text[:1]+first[i:])
 	n.kids = append(n.kids, nil)
 	copy(n.kids[i+1:], n.kids[i:])
 	n.kids[i] = k
@@ -105,18 +120,18 @@ func (n *node[V]) compact(o *owner) *node[V] {
 		return nil
 	}
 	k := n.kids[0].owned(o)
-	k.label = n.label + k.label
+	k.setText(n.label()+k.label(), k.firsts())
 	return k
 }
 
 // get returns the value of exactly key, nil when there is none.
 func (n *node[V]) get(key string) *V {
-	for n != nil && strings.HasPrefix(key, n.label) {
-		key = key[len(n.label):]
+	for n != nil && strings.HasPrefix(key, n.label()) {
+		key = key[n.cut:]
 		if key == "" {
 			return n.val
 		}
-		i := strings.IndexByte(n.first, key[0])
+		i := strings.IndexByte(n.firsts(), key[0])
 		if i < 0 {
 			return nil
 		}
@@ -135,13 +150,13 @@ type walk[V any] struct {
 func (w *walk[V]) next() (*V, int) {
 	for w.n != nil {
 		n := w.n
-		if !strings.HasPrefix(w.rest, n.label) {
+		if !strings.HasPrefix(w.rest, n.label()) {
 			break
 		}
-		w.rest = w.rest[len(n.label):]
+		w.rest = w.rest[n.cut:]
 		w.n = nil
 		if w.rest != "" {
-			if i := strings.IndexByte(n.first, w.rest[0]); i >= 0 {
+			if i := strings.IndexByte(n.firsts(), w.rest[0]); i >= 0 {
 				w.n = n.kids[i]
 			}
 		}

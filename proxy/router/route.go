@@ -49,6 +49,7 @@ type headerRule struct {
 type entry struct {
 	route    *Route
 	rank     uint32 // number of kinds, weights, sub-weights, number of headers
+	indexed  bool   // there is nothing that the index does not check
 	priority int    // regex_priority, of regex paths only
 	length   int    // of the prefix; 0 for a regex (Kong)
 	prefix   string // literal path prefix; of a regex what every match begins with
@@ -126,6 +127,7 @@ func Compile(r *entity.Route, slot uint32) (*Route, error) {
 			s |= subRegexPath
 		}
 		e.rank = kinds<<26 | weight<<19 | s<<16 | min(uint32(len(c.headers)), 1<<16-1)
+		e.indexed = e.re == nil && len(r.Methods)+len(c.headers)+len(c.snis) == 0
 		c.entries = append(c.entries, e)
 	}
 	return c, nil
@@ -154,6 +156,9 @@ func (e *entry) compare(o *entry) int {
 
 // matchRest checks what the index does not: regex, method, headers, SNI.
 func (e *entry) matchRest(q *Query) bool {
+	if e.indexed {
+		return true
+	}
 	if e.re != nil && !e.re.MatchString(q.Path) {
 		return false
 	}

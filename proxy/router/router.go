@@ -52,6 +52,7 @@ type portPaths struct {
 type leaf struct {
 	own     *owner
 	entries []*entry
+	only    [1]*entry // where entries begins its life, and mostly ends it
 }
 
 // Len is the number of routes' paths held.
@@ -210,13 +211,15 @@ func (h *hostPaths) set(o *owner, port string, set func(*node[leaf]) *node[leaf]
 }
 
 func (l *leaf) owned(o *owner) *leaf {
-	if l == nil {
-		return &leaf{own: o}
-	}
-	if l.own == o {
+	if l != nil && l.own == o {
 		return l
 	}
-	return &leaf{own: o, entries: slices.Clone(l.entries)}
+	c := &leaf{own: o}
+	c.entries = c.only[:0]
+	if l != nil {
+		c.entries = append(c.entries, l.entries...)
+	}
+	return c
 }
 
 func leafAdd(l *leaf, o *owner, e *entry) *leaf {
