@@ -42,6 +42,8 @@ type Machine struct {
 	referrer map[uint16][]reference // by the table referred to
 	expiring []uint16               // tables whose rows may expire
 
+	auditKept uint64 // AuditKept, but in tests
+
 	mu    sync.Mutex // held while applying
 	fatal error
 }
@@ -80,7 +82,7 @@ type aux struct {
 // New makes an empty machine. Like state.New it panics on definitions that contradict each other.
 func New(o Options) *Machine {
 	m := &Machine{
-		store: state.New(o.Defs, o.Keys),
+		store: state.New(o.Defs, o.Keys), auditKept: AuditKept,
 		names: map[uint16]string{}, refs: map[uint16][]reference{}, referrer: map[uint16][]reference{},
 	}
 	for _, t := range m.store.Tables() {
@@ -212,7 +214,7 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 			return res, nil
 		}
 	}
-	now := max(a.leaderTime, c.LeaderTime)
+	now, mark := max(a.leaderTime, c.LeaderTime), tx.Mark()
 	a.leaderTime = now
 	res := Result{Index: e.Index}
 	switch op := c.Op.(type) {
@@ -242,6 +244,11 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 			return Result{}, &LevelError{Need: op.Level, Have: MaxLevel}
 		}
 		a.level = max(a.level, op.Level)
+	}
+	if cause, ok := causeOf(c); ok {
+		if err := m.audit(tx, mark, e.Index, now, cause); err != nil {
+			return Result{}, err
+		}
 	}
 	if known {
 		m.recent.add(c.RequestID, res)
@@ -305,6 +312,9 @@ func (t *txn) take(puts []command.Put) error {
 	for i := range puts {
 		p := &puts[i]
 		name := t.names[p.Table]
+		if p.Table == entity.TableAuditRecords {
+			return &state.RowError{Table: name, ID: p.ID, Err: errors.New("the audit log writes itself")}
+		}
 		if seen[Key{p.Table, p.ID}] {
 			return &TwiceError{Table: name, ID: p.ID}
 		}

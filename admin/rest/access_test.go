@@ -356,3 +356,39 @@ func TestRequireToken(t *testing.T) {
 	local.wants(map[int][]string{401: {`POST /admin/tokens {"name":"x","role":"super"}`, "GET /admin/tokens", "GET /services"}})
 	super.wants(map[int][]string{200: {"GET /", "GET /services"}})
 }
+
+// Every change is in the audit log once, under the name of the token that made it, and only those who may read it do.
+func TestAuditLog(t *testing.T) {
+	local := newClient(t, newGateway())
+	super := local.as(`{"name":"super","role":"super"}`)
+	admin := super.as(`{"name":"admin","role":"admin"}`)
+	siem := super.as(`{"name":"siem","role":"read-only","entities":["audit"]}`)
+	admin.from = "10.1.2.3:4"
+	admin.must(`POST /services {"name":"s","host":"h"}`, "")
+	admin.must(`POST /services/s/plugins {"name":"jwt"}`, "")
+	admin.must("DELETE /services/s", "") // and its plugin
+	admin.wants(map[int][]string{400: {`POST /services {"name":"x"}`}, 403: {"GET /admin/audit"}})
+	siem.wants(map[int][]string{403: {"GET /services", `POST /services {"host":"h"}`}, 400: {"GET /admin/audit?after=x", "GET /admin/audit?size=100000"}})
+	admin.must(`POST /config {"_format_version":"3.0","consumers":[{"username":"u"}]}`, "")
+	var page struct {
+		Data []struct {
+			Name, From, Verb, Prev, Hash string
+			Changes                      []struct{ Entity, Before, After string }
+		}
+		Head struct{ Seq, First float64 }
+	}
+	_, body := siem.do("GET /admin/audit?after=3")
+	if err := json.Unmarshal([]byte(body), &page); err != nil || len(page.Data) != 4 || page.Head.Seq != 7 || page.Head.First != 1 {
+		t.Fatalf("%v %s", err, body)
+	}
+	for i, want := range []string{"create services", "create plugins", "delete services plugins", "apply consumers"} {
+		r := page.Data[i]
+		got := r.Verb
+		for _, c := range r.Changes {
+			got += " " + c.Entity
+		}
+		if got != want || r.Name != "admin" || r.From != "10.1.2.3" || i > 0 && r.Prev != page.Data[i-1].Hash {
+			t.Errorf("record %d: %q by %s from %s, want %q", i, got, r.Name, r.From, want)
+		}
+	}
+}

@@ -81,6 +81,7 @@ func New(o Options) *API {
 	a.clusterRoutes()
 	a.configRoutes()
 	a.tokenRoutes()
+	a.auditRoutes()
 	return a
 }
 

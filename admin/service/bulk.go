@@ -197,7 +197,8 @@ func (s *Service) propose(ctx context.Context, r request) (response, error) {
 	if err := s.mayPut(s.store.View().At(time.Now().UnixMilli()), r.Actor, puts, false); err != nil {
 		return response{}, err
 	}
-	c.LeaderTime, c.Actor = 0, r.Actor.From // the leader's own
+	c.LeaderTime = 0 // the leader's own
+	s.sign(&c, r.Actor, "apply", "")
 	res, err := s.o.Log.Propose(ctx, c)
 	switch {
 	case err != nil:

@@ -93,7 +93,7 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
-	root.AddCommand(clusterCmd(o), adminTokenCmd(o))
+	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o))
 	return root
 }
 

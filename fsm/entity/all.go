@@ -25,7 +25,7 @@ func All() []Def {
 		oauth2Tokens,
 		oauth2AuthorizationCodes,
 		sessions,
-	}, clusterDefs(), adminDefs())
+	}, clusterDefs(), adminDefs(), auditDefs())
 }
 
 // Lookup finds an entity by its plural name.

@@ -238,23 +238,27 @@ func (tx *Tx) Abort() {
 	tx.s.writer.Unlock()
 }
 
+// Written calls f with the net effect on each row since the mark, in the order in which the rows were first touched: the row's JSON
+// before and after, nil for none.
+func (tx *Tx) Written(mark int, f func(table uint16, id ID, before, after []byte)) {
+	for _, w := range net(tx.log[mark:]) {
+		t := tx.work[w.slot]
+		raw := func(at place) []byte {
+			if at == 0 {
+				return nil
+			}
+			r := t.record(at)
+			return r.appendRaw(nil)
+		}
+		if w.old != w.new {
+			f(t.m.def.Table, w.id, raw(w.old), raw(w.new))
+		}
+	}
+}
+
 // changes is the net effect of the log on each row, in the order in which the rows were first touched.
 func (tx *Tx) changes() []Change {
-	type key struct {
-		slot int
-		id   ID
-	}
-	at := make(map[key]int, len(tx.log))
-	net := make([]write, 0, len(tx.log))
-	for _, w := range tx.log {
-		k := key{w.slot, w.id}
-		if i, ok := at[k]; ok {
-			net[i].new = w.new
-			continue
-		}
-		at[k] = len(net)
-		net = append(net, w)
-	}
+	net := net(tx.log)
 	list := make([]Change, 0, len(net))
 	for _, w := range net {
 		if w.old != w.new { // not both 0: a row that came and went within the batch
@@ -263,6 +267,26 @@ func (tx *Tx) changes() []Change {
 		}
 	}
 	return list
+}
+
+// net is a log with one write for each row.
+func net(log []write) []write {
+	type key struct {
+		slot int
+		id   ID
+	}
+	at := make(map[key]int, len(log))
+	net := make([]write, 0, len(log))
+	for _, w := range log {
+		k := key{w.slot, w.id}
+		if i, ok := at[k]; ok {
+			net[i].new = w.new
+			continue
+		}
+		at[k] = len(net)
+		net = append(net, w)
+	}
+	return net
 }
 
 // value is a *T of the row at a place, nil for none.
