@@ -93,6 +93,18 @@ func TestOtherReading(t *testing.T) {
 	}
 }
 
+func TestOtherReadingAllocatesNothing(t *testing.T) {
+	var x Exchange
+	if n := testing.AllocsPerRun(100, func() {
+		if _, ok := x.OtherReading("/api/v4/projects/group%2Fname/issues"); !ok || HasOtherReading("/api/v4/projects/1/issues%20open") {
+			t.Error("readings")
+		}
+		x.Reset()
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // FuzzOtherReading: the other reading is a normal path without anything left to be read differently.
 func FuzzOtherReading(f *testing.F) {
 	for _, s := range []string{"/a%2Fb", "/..;/x", "/%3B%5C", "/a%23", "/;", "/%2F%2F"} {
