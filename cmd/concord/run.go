@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -261,6 +262,7 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // replaying the log took as much again as the entities
 	n.notice("listening", "for", "cluster_listen", "address", n.s.ClusterListen, "advertised", n.cluster.Address(), "tls", true)
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
 	names, policy := dns.System{Servers: n.s.DNSServers, Hosts: dns.NewHosts(n.s.DNSHostsFile)}, n.s.DNS

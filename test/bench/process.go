@@ -177,13 +177,14 @@ func cpuTime(pid int) (sum int64) {
 	return sum
 }
 
-// resident is the resident memory of a process tree in bytes.
+// resident is the resident memory of a process tree in bytes, without mapped files, which the kernel drops when it needs the room.
 func resident(pid int) (sum float64) {
 	for _, p := range tree(pid) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p))
-		if f := strings.Fields(string(b)); err == nil && len(f) > 1 {
-			pages, _ := strconv.ParseFloat(f[1], 64)
-			sum += pages * float64(os.Getpagesize())
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
+		if _, rest, ok := bytes.Cut(b, []byte("RssAnon:")); ok {
+			var kb float64
+			_, _ = fmt.Sscan(string(rest), &kb)
+			sum += kb * 1024
 		}
 	}
 	return sum
