@@ -2,12 +2,15 @@ package rest_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"concord/admin/auth"
@@ -391,4 +394,48 @@ func TestAuditLog(t *testing.T) {
 			t.Errorf("record %d: %q by %s from %s, want %q", i, got, r.Name, r.From, want)
 		}
 	}
+}
+
+// Of writers that read the same version one wins; the others are told to read again.
+func TestIfMatch(t *testing.T) {
+	local := newClient(t, newGateway())
+	created := local.send(`POST /services {"name":"s","host":"h"}`).Header.Get("ETag")
+	if read := local.send("GET /services/s").Header.Get("ETag"); read == "" || read != created {
+		t.Fatalf("ETag %q after the write, %q when read", created, read)
+	}
+	if status, _ := local.do("GET /services/s", "If-None-Match", `"0", W/`+created); status != 304 {
+		t.Errorf("unchanged: %d", status)
+	}
+	var wg sync.WaitGroup
+	var won, lost atomic.Int32
+	for i := range 8 {
+		wg.Go(func() {
+			switch status, body := local.do(fmt.Sprintf(`PATCH /services/s {"retries":%d}`, i+10), "If-Match", created); status {
+			case 200:
+				won.Add(1)
+			case 412:
+				lost.Add(1)
+			default:
+				t.Errorf("%d %s", status, body)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 || lost.Load() != 7 {
+		t.Errorf("%d won, %d lost", won.Load(), lost.Load())
+	}
+	if status, _ := local.do("GET /services/s", "If-None-Match", created); status != 200 {
+		t.Errorf("changed: %d", status)
+	}
+	if status, _ := local.do("DELETE /services/s", "If-Match", local.send("GET /services/s").Header.Get("ETag")); status != 204 {
+		t.Errorf("delete: %d", status)
+	}
+}
+
+func TestConsistency(t *testing.T) {
+	g := newGateway()
+	local := newClient(t, g)
+	local.wants(map[int][]string{200: {"GET /services", "GET /services?consistency=local", "GET /services?consistency=leader", "GET /services?consistency=linearizable"}})
+	g.log.NoLeader = true
+	local.wants(map[int][]string{200: {"GET /services", "GET /services?consistency=local"}, 503: {"GET /services?consistency=leader", "GET /services?consistency=linearizable"}})
 }

@@ -73,7 +73,17 @@ func (a *API) item(path string, d entity.Def, t target) {
 func (a *API) owned(path string, put service.Verb, t target) {
 	a.router.add(http.MethodGet, path, func(c *call) (answer, error) {
 		res, err := a.o.Service.Get(c.r.Context(), t(c.params))
-		return answer{status: http.StatusOK, body: res.Row, index: res.Index}, err
+		if err != nil {
+			return answer{}, err
+		}
+		c.w.Header().Set("ETag", res.Tag)
+		switch match, none := conditions(c).Met(res.Tag); {
+		case !match:
+			return answer{}, &service.Error{Kind: service.Changed, Message: "precondition failed: the ETag of the entity is " + res.Tag}
+		case !none:
+			return answer{status: http.StatusNotModified, index: res.Index}, nil
+		}
+		return answer{status: http.StatusOK, body: res.Row, index: res.Index}, nil
 	})
 	a.router.add(http.MethodPut, path, a.mutation(put, http.StatusOK, t))
 	a.router.add(http.MethodPatch, path, a.mutation(service.Update, http.StatusOK, t))
@@ -81,7 +91,7 @@ func (a *API) owned(path string, put service.Verb, t target) {
 
 func (a *API) mutation(verb service.Verb, status int, t target) handler {
 	return func(c *call) (answer, error) {
-		m := service.Mutation{Verb: verb, Target: t(c.params)}
+		m := service.Mutation{Verb: verb, Target: t(c.params), Conditions: conditions(c)}
 		if verb != service.Delete {
 			var err error
 			if m.Body, m.Form, err = readBody(c.w, c.r); err != nil {
@@ -95,9 +105,15 @@ func (a *API) mutation(verb service.Verb, status int, t target) handler {
 		ans := answer{status: status, index: res.Index}
 		if verb != service.Delete {
 			ans.body = withHint(res.Row, res.Hint)
+			c.w.Header().Set("ETag", res.Tag)
 		}
 		return ans, nil
 	}
+}
+
+// conditions are the preconditions of a request.
+func conditions(c *call) service.Conditions {
+	return service.Conditions{IfMatch: strings.Join(c.r.Header.Values("If-Match"), ","), IfNoneMatch: strings.Join(c.r.Header.Values("If-None-Match"), ",")}
 }
 
 // withHint adds the member "hint" to a JSON object.

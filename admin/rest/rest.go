@@ -214,6 +214,17 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err err
 			return answer{}, err
 		}
 	}
+	if method == http.MethodGet {
+		wish := r.Header.Get("X-Consistency")
+		if q := r.URL.Query(); q.Has("consistency") {
+			wish = q.Get("consistency")
+		}
+		consistency, err := service.ParseConsistency(wish)
+		if err != nil {
+			return answer{}, err
+		}
+		r = r.WithContext(service.WithConsistency(r.Context(), consistency))
+	}
 	return handle(&call{w, r, params})
 }
 
@@ -227,7 +238,7 @@ func cors(h http.Header, r *http.Request) {
 		h.Set("Vary", "Origin")
 	}
 	h.Set("Access-Control-Allow-Origin", origin)
-	h.Set("Access-Control-Expose-Headers", "X-Config-Index, X-Kong-Admin-Latency")
+	h.Set("Access-Control-Expose-Headers", "ETag, X-Config-Index, X-Kong-Admin-Latency")
 }
 
 func options(h http.Header, r *http.Request, e *endpoint) answer {
@@ -248,7 +259,7 @@ var statuses = map[service.Kind]int{
 	service.Unavailable: http.StatusServiceUnavailable, service.Unknown: http.StatusServiceUnavailable,
 	service.Busy:            http.StatusTooManyRequests,
 	service.Unauthenticated: http.StatusUnauthorized, service.Forbidden: http.StatusForbidden,
-	service.IndexAhead: http.StatusPreconditionFailed, service.Internal: http.StatusInternalServerError,
+	service.IndexAhead: http.StatusPreconditionFailed, service.Changed: http.StatusPreconditionFailed, service.Internal: http.StatusInternalServerError,
 }
 
 // errorBody is Kong's error envelope, and hint, which Kong does not have.

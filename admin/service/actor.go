@@ -247,7 +247,10 @@ func (s *Service) AuthorizeWrite(ctx context.Context, t Target) error {
 
 // reader is a lookup in a fresh view with the rights of the actor of ctx.
 func (s *Service) reader(ctx context.Context) (lookup, error) {
-	view := s.fresh(ctx)
+	view, err := s.view(ctx)
+	if err != nil {
+		return lookup{}, err
+	}
 	g, err := s.grant(view, actorOf(ctx))
 	return lookup{s: s, view: view, grant: g}, err
 }

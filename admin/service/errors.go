@@ -38,6 +38,7 @@ const (
 	Busy              Kind = 106 // this node is busy with another one of the kind
 	Unauthenticated   Kind = 107 // no valid admin token where one is needed
 	Forbidden         Kind = 108 // the role does not allow it
+	Changed           Kind = 109 // a precondition does not hold
 )
 
 var kindNames = map[Kind]string{

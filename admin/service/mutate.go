@@ -23,11 +23,13 @@ type request struct {
 	Mutation Mutation  `json:"mutation,omitzero"`
 	Command  []byte    `json:"command,omitempty"` // instead of Mutation: a finished log entry of a bulk change
 	Actor    Actor     `json:"actor,omitzero"`    // of Command
+	Index    bool      `json:"index,omitempty"`   // instead of both: how far the leader is
 }
 
 type response struct {
 	Index uint64          `json:"index,omitempty"`
 	Row   json.RawMessage `json:"row,omitempty"`
+	Tag   string          `json:"tag,omitempty"`
 	Hint  string          `json:"hint,omitempty"`
 	Error *Error          `json:"error,omitempty"`
 	Lost  string          `json:"lost,omitempty"` // other writes got in between a bulk change: why it has to be planned anew
@@ -67,7 +69,7 @@ func (s *Service) finish(ctx context.Context, r response) (Result, error) {
 	if err != nil {
 		s.o.Logger.Warn("answered a committed write before this node serves it", slog.Uint64("index", r.Index), slog.Any("err", err))
 	}
-	return Result{Index: r.Index, Row: r.Row, Hint: r.Hint}, nil
+	return Result{Index: r.Index, Row: r.Row, Tag: r.Tag, Hint: r.Hint}, nil
 }
 
 // unavailable says why nothing came of a mutation, and whether that is certain.
@@ -92,7 +94,9 @@ func (s *Service) handle(ctx context.Context, raw []byte) ([]byte, error) {
 	}
 	var res response
 	var err error
-	if r.Command != nil {
+	if r.Index {
+		res.Index = s.store.View().Index()
+	} else if r.Command != nil {
 		res, err = s.propose(ctx, r)
 	} else {
 		res, err = s.execute(ctx, r)
@@ -124,7 +128,7 @@ func (s *Service) execute(ctx context.Context, r request) (response, error) {
 			return response{}, err
 		}
 		if res.Err == nil {
-			return response{Index: res.Index, Row: p.answer, Hint: p.hint}, nil
+			return response{Index: res.Index, Row: p.answer, Tag: tagOf(res.Index, p.members), Hint: p.hint}, nil
 		}
 		last = res.Err
 	}
@@ -170,6 +174,7 @@ func (s *Service) recall(r request, res fsm.Result) response {
 		}
 		if row, ok := table.Get(s.store.View(), k.ID); ok {
 			out.Row, out.Error = s.lookup(s.store.View()).show(table, row)
+			out.Tag = s.lookup(s.store.View()).tag(table, row)
 			return out
 		}
 	}

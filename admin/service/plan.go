@@ -25,8 +25,9 @@ type plan struct {
 	changes []state.Change // what the data plane has to build, without deletes
 	answer  []byte         // the entity as the client will see it
 	hint    string
-	index   uint64 // of the view
-	now     int64  // Unix milliseconds by which it was judged what has expired
+	members *membership // of the answer
+	index   uint64      // of the view
+	now     int64       // Unix milliseconds by which it was judged what has expired
 }
 
 // planner works out one mutation.
@@ -72,6 +73,9 @@ func (p *planner) run(ctx context.Context) error {
 		err = l.enters(p.m.Target, place)
 	}
 	if err != nil {
+		return err
+	}
+	if err := p.conditions(place); err != nil {
 		return err
 	}
 	current, found := place.row, place.found
@@ -153,7 +157,7 @@ func (p *planner) run(ctx context.Context) error {
 		return err
 	}
 	p.plan.answer = shown(p.def, p.s.present(p.def, p.grant.redact(p.s, p.def, clear)), expires, p.now, members)
-	p.plan.hint = p.advice(rec)
+	p.plan.hint, p.plan.members = p.advice(rec), members
 	return nil
 }
 

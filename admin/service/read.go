@@ -75,7 +75,7 @@ func (s *Service) Get(ctx context.Context, t Target) (Result, error) {
 	if refusal != nil {
 		return Result{}, refusal
 	}
-	return Result{Index: l.view.Index(), Row: row}, nil
+	return Result{Index: l.view.Index(), Row: row, Tag: l.tag(table, p.row)}, nil
 }
 
 // List reads one page of a collection in the order of the ids, or the newest first.

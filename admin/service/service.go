@@ -103,12 +103,15 @@ type Mutation struct {
 	Body   schema.Record `json:"body,omitempty"`
 	Form   bool          `json:"form,omitempty"` // Body holds a form's text values, to be converted by the schema
 	Actor  Actor         `json:"actor"`          // set by Mutate, from its context
+
+	Conditions Conditions `json:"conditions,omitzero"`
 }
 
 // Result of a Mutation or Get.
 type Result struct {
 	Index uint64 // of the log entry, or of the view that was read
 	Row   []byte // the entity as JSON with secrets in clear; nil after Delete
+	Tag   string // the entity tag of Row, quoted (RFC 9110, 8.8.3)
 	Hint  string // advice about a write that succeeded but may not do what was meant
 }
 
