@@ -54,13 +54,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	if a := n.Get("/none", "X-Min-Config-Index", last.Index()); a.Status != 404 {
 		t.Fatal(a.Status, a.Body)
 	}
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, c *tls.Config) (net.Conn, error) {
-		if addr == n.ProxyTLS {
-			return (&tls.Dialer{Config: c}).DialContext(ctx, network, addr)
-		}
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}
-	defer tr.CloseIdleConnections()
+	tr := extendedConnect(n)
 	for _, url := range []string{"http://" + n.Proxy + "/ws", "https://" + n.ProxyTLS + "/ws"} {
 		t.Run(url[:5], func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -95,4 +89,16 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 			}
 		})
 	}
+}
+
+// extendedConnect is a client that may send ":protocol", which net/http's refuses as a header field.
+//
+//nolint:staticcheck // deprecated in favour of net/http's
+func extendedConnect(n *harness.Node) http.RoundTripper {
+	return &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, c *tls.Config) (net.Conn, error) {
+		if addr == n.ProxyTLS {
+			return (&tls.Dialer{Config: c}).DialContext(ctx, network, addr)
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}
 }
