@@ -30,12 +30,16 @@ const MaxRow = 16 << 20
 type Options struct {
 	Defs []entity.Def
 	Keys *seal.Keyring
+	// Yield is called now and then in the middle of an entry with many rows, so that requests get their share of the processors; it must
+	// not use the machine. nil: entries are applied as fast as can be.
+	Yield func()
 }
 
 // Machine applies commands. One goroutine at a time applies, restores or resets; everything else may be called at any time.
 type Machine struct {
 	store  *state.Store
 	recent recent
+	yield  func()
 
 	names    map[uint16]string
 	refs     map[uint16][]reference // by the table that refers
@@ -82,7 +86,7 @@ type aux struct {
 // New makes an empty machine. Like state.New it panics on definitions that contradict each other.
 func New(o Options) *Machine {
 	m := &Machine{
-		store: state.New(o.Defs, o.Keys), auditKept: AuditKept,
+		store: state.New(o.Defs, o.Keys), auditKept: AuditKept, yield: o.Yield,
 		names: map[uint16]string{}, refs: map[uint16][]reference{}, referrer: map[uint16][]reference{},
 	}
 	for _, t := range m.store.Tables() {
@@ -161,6 +165,7 @@ func (m *Machine) ApplyAll(entries []Entry) []Result {
 	view := m.store.View()
 	last, a := view.Index(), auxOf(view)
 	tx := m.store.Begin()
+	tx.Yield = m.yield
 	for i, e := range entries {
 		results[i].Index = e.Index
 		if m.fatal != nil {

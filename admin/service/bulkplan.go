@@ -18,6 +18,13 @@ import (
 	"concord/fsm/state"
 )
 
+// A large configuration is compared at about two thirds of the speed of one processor, so that this node's requests do not feel it: after
+// so much work so long a pause.
+const (
+	workFor  = 2 * time.Millisecond
+	pauseFor = time.Millisecond
+)
+
 // bulkPlan is a configuration compared with one view.
 type bulkPlan struct {
 	s    *Service
@@ -38,6 +45,16 @@ type bulkPlan struct {
 	puts    []command.Put
 	changes []state.Change
 	res     BulkResult
+	rows    int
+	paused  time.Time
+}
+
+// pause is called for each row.
+func (p *bulkPlan) pause() {
+	if p.rows++; p.rows%16 == 0 && time.Since(p.paused) > workFor {
+		time.Sleep(pauseFor)
+		p.paused = time.Now()
+	}
 }
 
 func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
@@ -140,7 +157,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 	}
 	for n, i := range rows {
-		if n%1024 == 0 && ctx.Err() != nil {
+		if p.pause(); n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err := p.row(t, i, bodies[i]); err != nil {
@@ -525,6 +542,7 @@ func (p *bulkPlan) equal(t state.AnyTable, body, rec schema.Record) (state.ID, b
 	if p.alike[kind] == nil {
 		p.alike[kind] = map[string][]state.ID{}
 		for row := range t.Scan(p.view, "", "", state.ID{}) {
+			p.pause()
 			if _, taken := p.claimed[t.Name()][row.ID]; taken || !p.b.Merge && !p.deletable(t, row) {
 				continue
 			}
@@ -560,6 +578,7 @@ func (p *bulkPlan) deletions() error {
 	}
 	for _, t := range slices.Backward(p.s.inOrder()) {
 		for row := range t.Scan(p.view, "", "", state.ID{}) {
+			p.pause()
 			if _, wanted := p.claimed[t.Name()][row.ID]; wanted || !p.deletable(t, row) {
 				continue
 			}

@@ -68,6 +68,7 @@ type node struct {
 	stats    proxy.Stats
 	counters *prometheus.Registry
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
+	yielded  time.Time              // of the goroutine that applies the log
 	front    front
 
 	adminConns, statusConns *handOver
@@ -125,6 +126,7 @@ func (c *cli) run(s *settings.Settings, from *succession) error {
 	n.cluster.ReleaseLevel()
 	notify("READY=1")
 	n.notice("ready", "node_id", n.cluster.ID(), "cluster_id", n.cluster.ClusterID())
+	go n.awaitReady()
 	return n.wait(signals)
 }
 
@@ -250,7 +252,7 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys})
+	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys, Yield: n.yield})
 	n.machine = machine
 	n.cluster, err = cluster.Open(context.Background(), cluster.Options{
 		Prefix: n.s.Prefix, Name: n.s.NodeName, Listen: n.s.ClusterListen, Advertise: n.s.ClusterAdvertise, GossipListen: n.s.GossipListen,

@@ -29,6 +29,18 @@ type Tx struct {
 	work  []*table
 	dirty []bool
 	log   []write
+	read  int
+
+	Yield func() // called after every few dozen rows; nil: never
+}
+
+// yieldEvery is how many rows are read or written between two calls of Yield, some 100 µs of work.
+const yieldEvery = 32
+
+func (tx *Tx) yield(n int) {
+	if tx.Yield != nil && n%yieldEvery == yieldEvery-1 {
+		tx.Yield()
+	}
 }
 
 // write is one change of one row: old or new is 0 where there is none.
@@ -101,6 +113,8 @@ func stored(id ID, r record) Stored { return Stored{id, r.index, r.expires, r} }
 
 // Get finds a row.
 func (tx *Tx) Get(table uint16, id ID) (Stored, bool) {
+	tx.read++
+	tx.yield(tx.read)
 	if t, ok := tx.table(table); ok {
 		if at := t.get(t.m, &id); at != 0 {
 			return stored(id, t.record(at)), true
@@ -147,6 +161,7 @@ func (tx *Tx) Delete(table uint16, id ID) bool {
 
 func (tx *Tx) write(w write) {
 	tx.log = append(tx.log, w)
+	tx.yield(len(tx.log))
 	tx.apply(w.slot, w.old, w.new)
 }
 
@@ -260,7 +275,8 @@ func (tx *Tx) Written(mark int, f func(table uint16, id ID, before, after []byte
 func (tx *Tx) changes() []Change {
 	net := net(tx.log)
 	list := make([]Change, 0, len(net))
-	for _, w := range net {
+	for i, w := range net {
+		tx.yield(i)
 		if w.old != w.new { // not both 0: a row that came and went within the batch
 			t := tx.work[w.slot]
 			list = append(list, Change{Table: t.m.def.Table, ID: w.id, Old: t.value(w.old), New: t.value(w.new)})
