@@ -59,6 +59,12 @@ func NewLayout(defs []entity.Def) *Layout {
 	return l
 }
 
+// Knows tells whether there is such an entity.
+func (l *Layout) Knows(name string) bool {
+	_, ok := l.defs[name]
+	return ok
+}
+
 // The formats. Before 3.0 a path was a regular expression if it looked like one; since then it begins with "~".
 var versions = []any{"1.1", "2.1", "3.0"}
 
@@ -225,7 +231,7 @@ func (w *walker) entity(name string, v any, parent int, field string, pos int) a
 		}
 	}
 	if name == "routes" && w.doc.Version != "3.0" {
-		markRegexes(rec)
+		MarkRegexes(rec)
 	}
 	if field != "" && rec[field] != nil {
 		errs[field] = "unknown field"
@@ -278,17 +284,17 @@ func (w *walker) shared(rec schema.Record, errs schema.Errors) {
 // literalPath is a path that no one would have meant as a regular expression (Kong's migration from 2.8).
 var literalPath = regexp.MustCompile(`^[A-Za-z0-9._~/%-]*$`)
 
-// markRegexes puts "~" before the paths of a route that were regular expressions before format 3.0.
-func markRegexes(rec schema.Record) {
+// MarkRegexes puts "~" before the paths of a route that were regular expressions before format 3.0; false if there are none.
+func MarkRegexes(rec schema.Record) (marked bool) {
 	list, _ := rec["paths"].([]any)
-	if len(list) == 0 {
-		return
-	}
 	list = slices.Clone(list)
 	for i, p := range list {
 		if s, ok := p.(string); ok && !strings.HasPrefix(s, "~") && !literalPath.MatchString(s) {
-			list[i] = "~" + s
+			list[i], marked = "~"+s, true
 		}
 	}
-	rec["paths"] = list
+	if marked {
+		rec["paths"] = list
+	}
+	return marked
 }

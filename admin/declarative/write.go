@@ -98,7 +98,7 @@ func (l *Layout) Nest(doc *Document, o NestOptions) schema.Record {
 		out["_info"] = schema.Record{"select_tags": tags}
 	}
 	if n.digests() {
-		out["_transform"], n.o.WithIDs = false, true
+		out["_transform"] = false
 	}
 	for i := range doc.Rows {
 		n.place(i)
@@ -132,8 +132,19 @@ type nester struct {
 }
 
 // digests tells whether there are passwords that were hashed together with the id of their consumer: they mean nothing without it.
-func (n *nester) digests() bool {
-	return slices.ContainsFunc(n.rows, func(r Row) bool { return r.Entity == "basicauth_credentials" })
+func (n *nester) digests() (some bool) {
+	for i, r := range n.rows {
+		if r.Entity != "basicauth_credentials" {
+			continue
+		}
+		some = true
+		for _, f := range n.defs[r.Entity].Schema.ForeignFields() {
+			if to, ok := n.target(i, f); ok {
+				n.needed[to] = true
+			}
+		}
+	}
+	return some
 }
 
 func (n *nester) target(i int, f schema.Field) (int, bool) {

@@ -42,6 +42,7 @@ func (e *unreachableError) Error() string {
 type refusedError struct {
 	status        int
 	message, hint string
+	body          []byte
 }
 
 func (e *refusedError) Error() string {
@@ -110,7 +111,7 @@ func (o *options) call(ctx context.Context, method, path string, body, out any) 
 		if json.Unmarshal(answer, &e) != nil || e.Message == "" {
 			e.Hint = "is this the Admin API of a Concord node?"
 		}
-		return &refusedError{res.StatusCode, e.Message, e.Hint}
+		return &refusedError{res.StatusCode, e.Message, e.Hint, answer}
 	}
 	if out == nil {
 		return nil

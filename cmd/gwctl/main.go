@@ -21,7 +21,7 @@ var version = "0.1.0-dev"
 // The exit codes.
 const (
 	exitFailed      = 1 // the node refused or failed
-	exitUsage       = 2 // the command line is wrong
+	exitUsage       = 2 // the command line is wrong; config diff --non-zero-exit-code: there are differences
 	exitUnreachable = 3 // no node answered
 	exitDegraded    = 4 // cluster status --check: not healthy
 )
@@ -49,7 +49,7 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	}
 	fmt.Fprintln(stderr, "Error:", err)
 	switch {
-	case errors.As(err, new(usageError)):
+	case errors.As(err, new(usageError)), errors.As(err, new(changesError)):
 		return exitUsage
 	case errors.As(err, new(*unreachableError)):
 		return exitUnreachable
@@ -93,7 +93,7 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
-	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o))
+	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o), configCmd(o))
 	return root
 }
 
