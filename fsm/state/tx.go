@@ -197,6 +197,8 @@ func (tx *Tx) Ref(field string, r Stored) (id string, ok bool) {
 
 // Referring lists the rows of the table whose foreign field holds id, by id.
 func (tx *Tx) Referring(table uint16, field string, id ID) (list []Stored) {
+	tx.read++
+	tx.yield(tx.read)
 	if t, ok := tx.table(table); ok {
 		v := View{tables: make([]*content, len(tx.work))}
 		v.tables[t.m.slot] = &t.content
