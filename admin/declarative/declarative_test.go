@@ -37,7 +37,7 @@ func TestReadRefuses(t *testing.T) {
 		bomb += fmt.Sprintf("%c: &%c [%s]\n", c, c, strings.TrimSuffix(strings.Repeat("*"+string(c-1)+",", 10), ","))
 	}
 	for name, c := range map[string]struct{ text, want string }{
-		"bomb":        {bomb, "more than 8388608 values"},
+		"bomb":        {bomb, "more than 4194304 values"},
 		"cycle":       {"a: &a\n  b: *a\n", "nested deeper"},
 		"deep YAML":   {strings.Repeat("[", 200) + strings.Repeat("]", 200), "nested deeper"},
 		"deep JSON":   {`{"a":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + "}", "nested deeper"},
@@ -51,6 +51,9 @@ func TestReadRefuses(t *testing.T) {
 		"infinite":    {"a: .inf\n", "no number"},
 		"merge":       {"a:\n  <<: 1\n", "must be a mapping"},
 		"not UTF-8":   {"a: \xff\n", "not UTF-8"},
+		"many values": {`{"a":[` + strings.Repeat("0,", MaxValues) + "0]}", "more than 4194304 values"},
+		"many lines":  {strings.Repeat("- a\n", MaxLines+1), "more than 2097152 lines"},
+		"one line":    {strings.Repeat("- ", 2*MaxLines+1), "more than 2097152 lines"},
 		"large":       {strings.Repeat("#", MaxBytes+1), "larger than"},
 	} {
 		if _, err := Read([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {

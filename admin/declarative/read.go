@@ -22,7 +22,8 @@ import (
 // The bounds of a document. Aliases of YAML count each time they are used, so that a few lines cannot grow without limit.
 const (
 	MaxBytes  = 64 << 20
-	MaxValues = 8 << 20
+	MaxValues = 4 << 20
+	MaxLines  = 2 << 20 // of YAML, list items on one line included: its parser needs some 500 bytes for each
 )
 
 // Read parses a document, JSON or YAML, into plain values: nil, bool, float64, string, []any, schema.Record. Of YAML it takes anchors,
@@ -33,6 +34,10 @@ func Read(text []byte) (schema.Record, error) {
 		return nil, fmt.Errorf("the document is larger than %d bytes", MaxBytes)
 	case !utf8.Valid(text):
 		return nil, errors.New("the document is not UTF-8")
+	}
+	// What a parser would make of the text is bounded before it runs.
+	if marks(text, ",[{") > MaxValues {
+		return nil, fmt.Errorf("the document holds more than %d values", MaxValues)
 	}
 	trimmed := bytes.TrimLeft(text, " \t\r\n")
 	if bytes.HasPrefix(trimmed, []byte("{")) {
@@ -47,7 +52,17 @@ func Read(text []byte) (schema.Record, error) {
 	return readYAML(text)
 }
 
+func marks(text []byte, of string) (n int) {
+	for i := range len(of) {
+		n += bytes.Count(text, []byte{of[i]})
+	}
+	return n
+}
+
 func readYAML(text []byte) (rec schema.Record, err error) {
+	if marks(text, "\n\r,[{")+bytes.Count(text, []byte("- "))+bytes.Count(text, []byte("? "))+bytes.Count(text, []byte(": ")) > 2*MaxLines {
+		return nil, fmt.Errorf("the document has more than %d lines: JSON may have more", MaxLines)
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); err != nil {

@@ -159,6 +159,9 @@ func (c *cli) admin(method, path string, body []byte) ([]byte, error) {
 	}
 	req.Header.Set("Content-Type", "application/yaml")
 	req.Header.Set("Accept", "application/yaml")
+	if token := os.Getenv("GWCTL_TOKEN"); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	res, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("the node of these settings does not answer: %w", err)
