@@ -15,6 +15,7 @@ GENERATED := proto docs deploy
 
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 PROTOC_GEN_GO := $(TOOLS)/protoc-gen-go-v1.36.12
+PROTOC_GEN_CONNECT := $(TOOLS)/protoc-gen-connect-go-v1.21.1
 BUF           := $(TOOLS)/buf-1.75.0
 
 .PHONY: help
@@ -52,7 +53,7 @@ lint: $(GOLANGCI_LINT) $(BUF) ## Check style, imports, protobuf and go.mod
 	cd proto && $(BUF) lint && $(BUF) format --diff --exit-code
 
 .PHONY: generate
-generate: $(PROTOC_GEN_GO) $(BUF) ## Generate protobuf code, the settings reference and the sample settings
+generate: $(PROTOC_GEN_GO) $(PROTOC_GEN_CONNECT) $(BUF) ## Generate protobuf code, the settings reference and the sample settings
 	cd proto && $(BUF) generate
 	go test -run '^TestGenerated$$' ./cmd/concord/settings -update
 
@@ -98,6 +99,10 @@ $(GOLANGCI_LINT):
 $(PROTOC_GEN_GO):
 	GOBIN=$(TOOLS) go install google.golang.org/protobuf/cmd/protoc-gen-go@$(@:$(TOOLS)/protoc-gen-go-%=%)
 	cp $(TOOLS)/protoc-gen-go $@
+
+$(PROTOC_GEN_CONNECT):
+	GOBIN=$(TOOLS) go install connectrpc.com/connect/cmd/protoc-gen-connect-go@$(@:$(TOOLS)/protoc-gen-connect-go-%=%)
+	cp $(TOOLS)/protoc-gen-connect-go $@
 
 $(BUF): # the npm package carries the binary; its install script would fetch nothing more
 	npm install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix $(TOOLS)/npm @bufbuild/buf@$(@:$(TOOLS)/buf-%=%)

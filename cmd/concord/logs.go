@@ -114,5 +114,8 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Flush sends what was written, for answers that are streams.
+func (c *countingWriter) Flush() { _ = http.NewResponseController(c.ResponseWriter).Flush() }
+
 // Unwrap lets http.ResponseController reach the writer below.
 func (c *countingWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }

@@ -21,6 +21,7 @@ import (
 
 	"concord/admin/auth"
 	"concord/admin/rest"
+	"concord/admin/rpc"
 	"concord/admin/service"
 	"concord/cluster"
 	"concord/cmd/concord/settings"
@@ -439,7 +440,15 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 	if _, chosen := schemas["prometheus"]; chosen {
 		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), started: time.Now()}).page
 	}
-	admin := logRequests(rest.New(options), &n.logs[logAdmin])
+	kong := rest.New(options)
+	programs := rpc.New(rpc.Options{Service: svc, Guard: options.Guard, Door: options.Door, Cluster: n.cluster, Log: n.log})
+	admin := logRequests(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if rpc.Serves(r) {
+			programs.ServeHTTP(w, r)
+		} else {
+			kong.ServeHTTP(w, r)
+		}
+	}), &n.logs[logAdmin])
 	n.serveHTTP(n.adminConns, n.retiring(admin, true))
 	n.serveHTTP(n.statusConns, n.retiring(rest.NewStatus(options), false))
 	n.serveListeners(n.s)
@@ -472,8 +481,13 @@ func (n *node) inSync() bool {
 
 // serveHTTP answers the Admin API's or the status listener's connections.
 func (n *node) serveHTTP(conns net.Listener, h http.Handler) {
+	versions := new(http.Protocols) // gRPC needs HTTP/2, without TLS too
+	versions.SetHTTP1(true)
+	versions.SetHTTP2(true)
+	versions.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
+		Protocols: versions,
+		Handler:   h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			switch s {
