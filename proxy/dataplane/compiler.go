@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -298,15 +297,24 @@ func (c *Compiler) compile() {
 	c.log.Debug("configuration compiled", "index", p.view.Index(), "duration", d, "full", p.reset)
 }
 
-// sweep closes the instances of replaced snapshots, oldest first: an instance is in all snapshots up to the one it
-// is retired with.
+// sweep forgets replaced snapshots that no exchange uses any more and closes the instances that only they had. An instance is in all
+// snapshots up to the one it is retired with, so it waits for the oldest that is still in use: a tunnel may hold that one for days,
+// which must not keep those in between.
 func (c *Compiler) sweep() {
-	n := 0
-	for n < len(c.retired) && !c.retired[n].snapshot.pinned() {
-		c.closeAll(context.Background(), c.retired[n].closers)
-		n++
+	kept := c.retired[:0]
+	for _, r := range c.retired {
+		switch {
+		case r.snapshot.pinned():
+			kept = append(kept, r)
+		case len(kept) == 0:
+			c.closeAll(context.Background(), r.closers)
+		default:
+			last := &kept[len(kept)-1]
+			last.closers = append(last.closers, r.closers...)
+		}
 	}
-	c.retired = slices.Delete(c.retired, 0, n)
+	clear(c.retired[len(kept):])
+	c.retired = kept
 	c.mu.Lock()
 	c.stats.Retired = len(c.retired)
 	c.mu.Unlock()

@@ -193,6 +193,26 @@ func TestInstancesAreReusedAndClosed(t *testing.T) {
 	eventually(t, func() bool { return p.closed.Load() == 2 })
 }
 
+// A tunnel that stays open through many changes keeps the configuration it began with, and none of those that came and went.
+func TestLongExchangeKeepsOneSnapshot(t *testing.T) {
+	db := fx.New(t)
+	p := &probe{}
+	c := compiler(t, db, p)
+	row := fx.Plugin("global", "a", `{"x":0}`, "", "", "")
+	wait(t, c, db.Put(row, fx.Service("s", "h", 80), fx.Route("r", "s", "/r")))
+	pinned := c.Holder().Pin(3)
+	for i := range 50 {
+		row.Config = fmt.Appendf(nil, `{"x":%d}`, i+1)
+		wait(t, c, db.Put(row))
+	}
+	eventually(t, func() bool { return c.Stats().Retired == 1 })
+	if n := p.closed.Load(); n != 0 {
+		t.Errorf("%d instances closed while the exchange may use them", n)
+	}
+	pinned.Unpin(3)
+	eventually(t, func() bool { return c.Stats().Retired == 0 && p.closed.Load() == 50 })
+}
+
 func eventually(t *testing.T, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
