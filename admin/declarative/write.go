@@ -187,8 +187,8 @@ func (n *nester) write(i int) {
 	def := n.defs[r.Entity]
 	rec := schema.Record{}
 	for k, v := range r.Body {
-		f, _ := def.Schema.Field(k)
-		if v == nil && f.Default == nil {
+		f, known := def.Schema.Field(k)
+		if v == nil && (!known || f.Default == nil) {
 			continue
 		}
 		rec[k] = v
