@@ -444,7 +444,7 @@ func (h *Handler) upstreamHeaders(x *exchange.Exchange, r *run) {
 		add("X-Forwarded-Prefix", p)
 	}
 	add("X-Real-IP", client)
-	if via := h.add.via[min(x.Request.Major, 2)][x.Request.Minor&1]; via != "" {
+	if via := h.add.via[min(x.Request.Major, 3)][x.Request.Minor&1]; via != "" {
 		if in[fieldVia] != "" {
 			via = x.Concat(in[fieldVia], ", ", via)
 		}

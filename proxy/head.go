@@ -12,7 +12,7 @@ import (
 // headers_upstream.
 type additions struct {
 	product         string
-	via             [3][2]string // by HTTP major and minor version
+	via             [4][2]string // by HTTP major and minor version
 	viaResponse     [2]string    // of an answer over HTTP/1.1 and HTTP/2
 	server          bool
 	proxyLatency    bool
@@ -64,6 +64,7 @@ func newAdditions(o Options) additions {
 	}
 	a.via[1] = [2]string{"1.0 " + o.Product, "1.1 " + o.Product}
 	a.via[2] = [2]string{"2 " + o.Product, "2 " + o.Product}
+	a.via[3] = [2]string{"3 " + o.Product, "3 " + o.Product}
 	return a
 }
 

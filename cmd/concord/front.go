@@ -15,6 +15,7 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
 	"concord/proxy/h2"
+	"concord/proxy/h3"
 )
 
 // front is the proxy as clients meet it: it accepts connections and gives them to the present server. A reload makes a new
@@ -25,35 +26,39 @@ type front struct {
 	current  atomic.Pointer[engine]
 	accepted atomic.Uint64
 	requests atomic.Uint64
+	altSvc   atomic.Pointer[map[uint16]string] // by port, see sockets.altSvc
 
 	mu      sync.Mutex
 	servers []*engine // those that still have connections
 }
 
-// engine serves both versions of HTTP with one handler.
+// engine serves all versions of HTTP with one handler.
 type engine struct {
 	h1   *h1.Server
 	h2   *h2.Server
-	open atomic.Int64 // connections that are, or are about to be, with either
+	h3   *h3.Server
+	open atomic.Int64 // connections that are, or are about to be, with one of them
 }
 
-func (e *engine) conns() int { return e.h1.Conns() + e.h2.Conns() }
+func (e *engine) conns() int { return e.h1.Conns() + e.h2.Conns() + e.h3.Conns() }
 
-// shutdown drains both; the error of either is that it had to cut.
+// shutdown drains all; the error of each is that it had to cut.
 func (e *engine) shutdown(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = e.h1.Shutdown(ctx) })
 	wg.Go(func() { _ = e.h2.Shutdown(ctx) })
+	wg.Go(func() { _ = e.h3.Shutdown(ctx) })
 	wg.Wait()
 }
 
-// retire ends an engine for which there is a successor: answers of HTTP/1.1 are the last on their connection, HTTP/2 is told to go
+// retire ends an engine for which there is a successor: answers of HTTP/1.1 are the last on their connection, HTTP/2 and HTTP/3 are told to go
 // away, and connections on which nothing is said are closed only after a while. When ctx ends, all are cut.
 func (e *engine) retire(ctx context.Context) {
 	e.h1.Drain()
 	awaitDone(ctx, func() bool { return e.open.Load() == int64(e.conns()) })
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = e.h2.Shutdown(ctx) })
+	wg.Go(func() { _ = e.h3.Shutdown(ctx) })
 	wg.Go(func() {
 		silent, cancel := context.WithTimeout(ctx, quiet)
 		defer cancel()
@@ -66,14 +71,19 @@ func (e *engine) retire(ctx context.Context) {
 // use makes a server with this handler the one for new connections.
 func (f *front) use(h *proxy.Handler, s *settings.Settings) {
 	limits, requests := h1.Limits{HeadBytes: s.MaxHead, TargetBytes: s.MaxTarget}, uint64(s.KeepaliveRequests)
+	handler := counted{h, f}
 	next := &engine{
 		h1: h1.New(h1.Options{
-			Handler: counted{h, &f.requests}, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
+			Handler: handler, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
 			WriteTimeout: s.SendTimeout, IdleTimeout: s.KeepaliveTimeout, MaxRequests: requests, Clock: f.clock, Log: f.log,
 		}),
 		h2: h2.New(h2.Options{
-			Handler: counted{h, &f.requests}, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
+			Handler: handler, Refuse: h.Refuse, Limits: limits, HeaderTimeout: s.ClientHeaderTimeout, BodyTimeout: s.ClientBodyTimeout,
 			WriteTimeout: s.SendTimeout, IdleTimeout: s.KeepaliveTimeout, MaxRequests: requests, Clock: f.clock, Log: f.log,
+		}),
+		h3: h3.New(h3.Options{
+			Handler: handler, Refuse: h.Refuse, Limits: limits, BodyTimeout: s.ClientBodyTimeout,
+			WriteTimeout: s.SendTimeout, IdleTimeout: s.KeepaliveTimeout, Clock: f.clock, Log: f.log,
 		}),
 	}
 	f.mu.Lock()
@@ -91,16 +101,24 @@ func (f *front) use(h *proxy.Handler, s *settings.Settings) {
 	}()
 }
 
-// counted counts the requests of a handler.
+// counted counts the requests of a handler, and tells who came over TLS where HTTP/3 is to be had.
 type counted struct {
 	exchange.Handler
-	n *atomic.Uint64
+	f *front
 }
 
 // Serve counts and serves.
 func (c counted) Serve(x *exchange.Exchange) {
-	c.n.Add(1)
+	c.f.requests.Add(1)
 	c.Handler.Serve(x)
+	if x.Conn.TLS == nil || x.Request.Major > 2 {
+		return
+	}
+	if all := c.f.altSvc.Load(); all != nil {
+		if v, ok := (*all)[x.Conn.Local.Port()]; ok && !x.Response.Header.Has("Alt-Svc") {
+			x.Response.Header.Add("Alt-Svc", v)
+		}
+	}
 }
 
 // enter takes the present server for a connection. Its successor does not end it unawares.
@@ -132,6 +150,17 @@ func (f *front) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 		}
 	}
 	e.h1.ServeConn(nc, info)
+}
+
+// quicFront is the front as connections of HTTP/3 meet it.
+type quicFront struct{ *front }
+
+// ServeConn serves a connection with the present server.
+func (f quicFront) ServeConn(c *h3.Conn) {
+	f.accepted.Add(1)
+	e := f.enter()
+	defer e.open.Add(-1)
+	e.h3.ServeConn(c)
 }
 
 // drain makes every further answer of HTTP/1.1 the last one on its connection.

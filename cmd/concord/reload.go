@@ -77,6 +77,12 @@ func (n *node) replaceSockets(next *settings.Settings) error {
 		return err
 	}
 	n.serveListeners(next)
+	gone := old.quic
+	old.quic = nil
+	for name := range n.sockets.Load().quic {
+		delete(gone, name)
+	}
+	n.leaveQUIC(gone)
 	old.stop()
 	go func() {
 		silent, cancel := context.WithTimeout(context.Background(), quiet)
@@ -84,6 +90,19 @@ func (n *node) replaceSockets(next *settings.Settings) error {
 		old.settle(silent)
 	}()
 	return nil
+}
+
+// leaveQUIC ends listeners of HTTP/3 that are not configured any more. Their connections end when nothing runs on them.
+func (n *node) leaveQUIC(gone quicListeners) {
+	for _, l := range gone {
+		l.Stop()
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), n.s.UpgradeTimeout)
+			defer cancel()
+			l.Drain(ctx)
+			l.Close()
+		}()
+	}
 }
 
 // The access logs of a node.

@@ -324,7 +324,11 @@ func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.
 	if err != nil {
 		return err
 	}
-	open, err := openSockets(s, servers{&n.front, n.adminConns, n.statusConns}, n.certificate, hostname, inherited, n.log)
+	var present quicListeners
+	if old := n.sockets.Load(); old != nil {
+		present = old.quic
+	}
+	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, hostname, inherited, n.log)
 	if err == nil {
 		n.sockets.Store(open)
 		if len(s.StreamListen) > 0 {
@@ -509,6 +513,28 @@ func (n *node) serveListeners(s *settings.Settings) {
 	n.serve("admin_listen", open.admin, s.AdminListen)
 	n.serve("status_listen", open.status, s.StatusListen)
 	n.startStreams(s, open.stream)
+	n.startQUIC(open)
+}
+
+// startQUIC serves the listeners of HTTP/3, with the certificates of now. Those that serve already go on.
+func (n *node) startQUIC(open *sockets) {
+	if !n.accepting {
+		n.pending = append(n.pending, func() { n.startQUIC(open) })
+		return
+	}
+	told := open.altSvc()
+	n.front.altSvc.Store(&told)
+	for _, l := range open.quic {
+		if l.Use(open.quicTLS, open.proxy); l.Serving() {
+			continue
+		}
+		n.notice("listening", "for", "proxy_listen", "address", l.Addr().String(), "network", "udp", "http3", true)
+		go func() {
+			if err := l.Serve(); err != nil {
+				n.broken("proxy_listen", err)
+			}
+		}()
+	}
 }
 
 // serve accepts on the listeners of a key, once the node is started.

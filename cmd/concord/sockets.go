@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +19,7 @@ import (
 
 	"concord/cmd/concord/settings"
 	"concord/proxy/h1"
+	"concord/proxy/h3"
 	"concord/proxy/listen"
 	"concord/proxy/stream"
 )
@@ -23,7 +28,39 @@ import (
 type sockets struct {
 	proxy, admin, status *listen.Group
 	stream               *stream.Server
+	quic                 quicListeners
+	quicTLS              *tls.Config // of proxy_listen
 }
+
+// quicListeners are the UDP sockets of proxy_listen by their name. A reload keeps those whose address stays, with the connections on them.
+type quicListeners map[string]*h3.Listener
+
+// Sockets gives the sockets out.
+func (q quicListeners) Sockets(give func(name string, fd int) error) error {
+	for _, l := range q {
+		if err := l.Socket(give); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stop accepts no more connections.
+func (q quicListeners) Stop() {
+	for _, l := range q {
+		l.Stop()
+	}
+}
+
+// Close closes the sockets.
+func (q quicListeners) Close() {
+	for _, l := range q {
+		l.Close()
+	}
+}
+
+// quicSetting is what the sockets of HTTP/3 are handed over as.
+const quicSetting = "proxy_listen http3"
 
 // group is a set of listeners that can go over to another process, or to another group.
 type group interface {
@@ -43,6 +80,9 @@ func (s *sockets) groups() map[string]group {
 	if s.stream != nil {
 		all["stream_listen"] = s.stream
 	}
+	if len(s.quic) > 0 {
+		all[quicSetting] = s.quic
+	}
 	return all
 }
 
@@ -57,13 +97,20 @@ func (s *sockets) settle(ctx context.Context) {
 	for _, g := range []*listen.Group{s.proxy, s.admin, s.status} {
 		g.Settled(ctx)
 	}
-	s.close()
+	for setting, g := range s.groups() {
+		if setting != quicSetting { // its connections need the socket until they end
+			g.Close()
+		}
+	}
 }
 
-// copies are the sockets for others to use; Close frees those that were not.
+// copies are the sockets for others to use, without those of HTTP/3, which stay; Close frees those that were not.
 func (s *sockets) copies() (map[string]*listen.Inherited, error) {
 	all := map[string]*listen.Inherited{}
 	for setting, g := range s.groups() {
+		if setting == quicSetting {
+			continue
+		}
 		in := &listen.Inherited{}
 		all[setting] = in
 		err := g.Sockets(func(name string, fd int) error {
@@ -81,13 +128,16 @@ func (s *sockets) copies() (map[string]*listen.Inherited, error) {
 }
 
 // servers are where connections go.
-type servers struct{ proxy, admin, status listen.ConnServer }
+type servers struct {
+	proxy, admin, status listen.ConnServer
+	quic                 h3.ConnServer
+}
 
 // choose picks the certificate for a client of proxy_listen, nil for that of the settings.
 type choose func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
-// openSockets opens all listeners, or none; it takes those that are inherited.
-func openSockets(s *settings.Settings, to servers, certificate choose, hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
+// openSockets opens all listeners, or none; it takes those that are inherited, and those of HTTP/3 that present has.
+func openSockets(s *settings.Settings, present quicListeners, to servers, certificate choose, hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
 	proxyCert, err := ownCertificate(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ssl_cert: %w", err)
@@ -130,7 +180,68 @@ func openSockets(s *settings.Settings, to servers, certificate choose, hostname 
 		out.close()
 		return nil, cannotOpen("stream_listen", err)
 	}
+	if err := out.openQUIC(s, present, to.quic, proxyTLS, resetSecret(proxyCert, s.Prefix, hostname), inherited(quicSetting), log); err != nil {
+		out.close()
+		return nil, cannotOpen("proxy_listen", err)
+	}
 	return out, nil
+}
+
+// openQUIC opens the listeners of HTTP/3.
+func (s *sockets) openQUIC(set *settings.Settings, present quicListeners, to h3.ConnServer, config *tls.Config, secret []byte, inherited *listen.Inherited, log *slog.Logger) error {
+	s.quicTLS = config
+	opened := quicListeners{}
+	all := quicListeners{}
+	for i, spec := range set.ProxyListen {
+		if !spec.HTTP3 {
+			continue
+		}
+		name := spec.QUICSocketName()
+		if l := present[name]; l != nil {
+			all[name] = l
+			continue
+		}
+		l, err := h3.Listen(context.Background(), h3.ListenOptions{
+			Spec: spec, Port: portOf(s.proxy.Addrs()[i]), Server: to, TLS: config, Gate: s.proxy, Secret: secret,
+			IdleTimeout: set.KeepaliveTimeout, Inherited: inherited, Log: log,
+		})
+		if err != nil {
+			opened.Close()
+			return err
+		}
+		all[name], opened[name] = l, l
+	}
+	s.quic = all
+	return nil
+}
+
+// resetSecret is what only this node and its successors know.
+func resetSecret(cert tls.Certificate, prefix, hostname string) []byte {
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil { // a key that does not leave its hardware
+		return []byte(rand.Text())
+	}
+	mac := hmac.New(sha256.New, key)
+	fmt.Fprintf(mac, "%s\x00%s", prefix, hostname)
+	return mac.Sum(nil)
+}
+
+func portOf(a net.Addr) int {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.Port
+	}
+	return 0
+}
+
+// altSvc is what tells clients of TLS listeners that HTTP/3 is to be had, by port (RFC 7838).
+func (s *sockets) altSvc() map[uint16]string {
+	all := map[uint16]string{}
+	for _, l := range s.quic {
+		if u, ok := l.Addr().(*net.UDPAddr); ok {
+			all[uint16(u.Port)] = fmt.Sprintf(`h3=":%d"; ma=86400`, u.Port) //nolint:gosec // a port
+		}
+	}
+	return all
 }
 
 func cannotOpen(key string, err error) error {

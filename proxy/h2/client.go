@@ -303,7 +303,7 @@ func appendRequestHead(b []byte, x *exchange.Exchange) ([]byte, bool) {
 		f := &r.Header.Fields[i]
 		switch len(f.Name) {
 		case 2, 7, 10, 16, 17:
-			if connectionField(f.Name) && !exchange.EqualFold(f.Name, "Trailer") {
+			if ConnectionField(f.Name) && !exchange.EqualFold(f.Name, "Trailer") {
 				continue
 			}
 		case 4:

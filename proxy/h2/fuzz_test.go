@@ -212,7 +212,7 @@ func FuzzField(f *testing.F) {
 			t.Errorf("%q: %q became %v, %v", name, value, got, err)
 		}
 		h := head{lim: h1.Limits{}.WithDefaults(), response: true, length: -1}
-		if h.add(got[0]); h.wrong != nil && !connectionField(name) && !exchange.EqualFold(name, "content-length") {
+		if h.add(got[0]); h.wrong != nil && !ConnectionField(name) && !exchange.EqualFold(name, "content-length") {
 			t.Errorf("%v is refused by the other side: %v", got[0], h.wrong)
 		}
 	})

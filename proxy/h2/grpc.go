@@ -21,9 +21,9 @@ func isGRPC(r *exchange.Request) bool {
 	return len(t) == len(grpcType) || t[len(grpcType)] == '+' || t[len(grpcType)] == ';' || t[len(grpcType)] == ' '
 }
 
-// answerGRPC turns an answer of the gateway itself into what gRPC clients read: no body, the status in grpc-status, the
+// AnswerGRPC turns an answer of the gateway itself into what gRPC clients read: no body, the status in grpc-status, the
 // message in grpc-message (Kong; "Trailers-Only" in the gRPC specification). Whoever wrote the answer need not know.
-func answerGRPC(x *exchange.Exchange) {
+func AnswerGRPC(x *exchange.Exchange) {
 	if !isGRPC(&x.Request) {
 		return
 	}

@@ -116,7 +116,7 @@ func (s *serverStream) finish() {
 func (s *serverStream) respond() {
 	x := &s.own
 	if !x.Proxied {
-		answerGRPC(x)
+		AnswerGRPC(x)
 	}
 	if x.Request.Expect100 {
 		s.c.mu.Lock()
@@ -171,7 +171,7 @@ func (s *serverStream) makeHead(r *exchange.Response, pass bool) bool {
 	var date, ok bool
 	for i := range r.Header.Fields {
 		f := &r.Header.Fields[i]
-		if connectionField(f.Name) || !pass && len(f.Name) == 14 && exchange.EqualFold(f.Name, "Content-Length") {
+		if ConnectionField(f.Name) || !pass && len(f.Name) == 14 && exchange.EqualFold(f.Name, "Content-Length") {
 			continue
 		}
 		date = date || len(f.Name) == 4 && exchange.EqualFold(f.Name, "Date")
@@ -186,8 +186,8 @@ func (s *serverStream) makeHead(r *exchange.Response, pass bool) bool {
 	return true
 }
 
-// connectionField tells whether a field belongs to a connection of HTTP/1.1 (RFC 9113 §8.2.2).
-func connectionField(name string) bool {
+// ConnectionField tells whether a field belongs to a connection of HTTP/1.1 (RFC 9113 §8.2.2).
+func ConnectionField(name string) bool {
 	switch len(name) {
 	case 2:
 		return exchange.EqualFold(name, "TE")
@@ -316,7 +316,7 @@ func (s *serverStream) sendInformational(status int, h *exchange.Header) error {
 	b := appendStatus(append(s.block[:0], 0), status)
 	for i := range h.Fields {
 		f := &h.Fields[i]
-		if connectionField(f.Name) {
+		if ConnectionField(f.Name) {
 			continue
 		}
 		var ok bool

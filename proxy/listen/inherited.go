@@ -96,11 +96,16 @@ func (g *Group) Sockets(give func(name string, fd int) error) error {
 
 // GiveSocket gives out the socket of a listener or packet connection, with its name.
 func GiveSocket(spec Spec, socket any, give func(name string, fd int) error) error {
+	return GiveNamed(spec.SocketName(), socket, give)
+}
+
+// GiveNamed gives out a socket that is known by another name.
+func GiveNamed(name string, socket any, give func(name string, fd int) error) error {
 	err := controlled(socket, func(raw syscall.RawConn) error {
-		return control(raw, func(fd int) error { return give(spec.SocketName(), fd) })
+		return control(raw, func(fd int) error { return give(name, fd) })
 	})
 	if err != nil {
-		return fmt.Errorf("hand over %s: %w", spec, err)
+		return fmt.Errorf("hand over %s: %w", name, err)
 	}
 	return nil
 }

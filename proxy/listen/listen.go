@@ -311,6 +311,19 @@ func (g *Group) proceed(nc net.Conn) bool {
 	return ok
 }
 
+// Enter counts and numbers a connection that somebody else has accepted, over QUIC; false: there are too many. Leave ends it.
+func (g *Group) Enter() (serial uint64, ok bool) {
+	if g.conns.Add(1) > int64(g.o.MaxConns) {
+		g.conns.Add(-1)
+		g.complain()
+		return 0, false
+	}
+	return g.serial.Add(1), true
+}
+
+// Leave ends what Enter has begun.
+func (g *Group) Leave() { g.conns.Add(-1) }
+
 // Conns is the number of open connections.
 func (g *Group) Conns() int { return int(g.conns.Load()) }
 

@@ -23,6 +23,7 @@ type Spec struct {
 	Address       string // host:port
 	SSL           bool
 	HTTP2         bool
+	HTTP3         bool // over QUIC, on the UDP port of the same number; proxy_listen only
 	ProxyProtocol bool // every connection must begin with a header of the PROXY protocol
 	UDP           bool // stream_listen only
 	ReusePort     bool
@@ -38,7 +39,7 @@ func (s Spec) String() string {
 	for _, f := range []struct {
 		set  bool
 		name string
-	}{{s.HTTP2, " http2"}, {s.SSL, " ssl"}, {s.UDP, " udp"}, {s.ProxyProtocol, " proxy_protocol"}} {
+	}{{s.HTTP2, " http2"}, {s.HTTP3, " http3"}, {s.SSL, " ssl"}, {s.UDP, " udp"}, {s.ProxyProtocol, " proxy_protocol"}} {
 		if f.set {
 			text += f.name
 		}
@@ -84,8 +85,14 @@ func parseSpec(item string) (Spec, error) {
 			return Spec{}, err
 		}
 	}
-	if s.UDP && (s.SSL || s.HTTP2 || s.ProxyProtocol || s.Deferred || s.Backlog != 0 || s.KeepAlive != "") {
+	if s.UDP && (s.SSL || s.HTTP2 || s.HTTP3 || s.ProxyProtocol || s.Deferred || s.Backlog != 0 || s.KeepAlive != "") {
 		return Spec{}, errors.New("udp goes with reuseport, bind and ipv6only only: the other flags are for TCP")
+	}
+	if s.HTTP3 && !s.SSL {
+		return Spec{}, fmt.Errorf("http3 is for listeners with TLS: write %s ssl http3", s.Address)
+	}
+	if s.HTTP3 && s.ProxyProtocol {
+		return Spec{}, errors.New("http3 does not go with proxy_protocol, which is for TCP: QUIC would come without it; use two addresses")
 	}
 	return s, nil
 }
@@ -99,6 +106,8 @@ func (s *Spec) flag(w string) error {
 		s.SSL = true
 	case w == "http2":
 		s.HTTP2 = true
+	case w == "http3", w == "quic": // nginx's word
+		s.HTTP3 = true
 	case w == "udp":
 		s.UDP = true
 	case w == "proxy_protocol":
@@ -125,7 +134,7 @@ func (s *Spec) flag(w string) error {
 			return err
 		}
 	default:
-		return fmt.Errorf("unknown flag %q; known: ssl, http2, proxy_protocol, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off|idle:interval:count", w)
+		return fmt.Errorf("unknown flag %q; known: ssl, http2, http3, proxy_protocol, reuseport, deferred, bind, backlog=n, ipv6only=on|off, so_keepalive=on|off|idle:interval:count", w)
 	}
 	return nil
 }
@@ -199,6 +208,24 @@ func (s Spec) ListenPacket(ctx context.Context, from *Inherited) (net.PacketConn
 		return nil, fmt.Errorf("listen %s: %w", s, err)
 	}
 	return conn, nil
+}
+
+// quic is the UDP side of a spec with HTTP3.
+func (s Spec) quic() Spec {
+	return Spec{Address: s.Address, UDP: true, IPv6Only: s.IPv6Only, ReusePort: s.ReusePort}
+}
+
+// QUICSocketName is how Inherited knows the UDP socket of a spec with HTTP3.
+func (s Spec) QUICSocketName() string { return s.quic().SocketName() }
+
+// ListenQUIC opens the UDP socket of a spec with HTTP3, or takes it if it is inherited. The port is that of the TCP socket.
+func (s Spec) ListenQUIC(ctx context.Context, port int, from *Inherited) (net.PacketConn, error) {
+	q := s.quic()
+	if c, err := from.packetConn(q.network(), q.Address); c != nil || err != nil {
+		return c, err
+	}
+	q.Address = net.JoinHostPort(hostOf(q.Address), strconv.Itoa(port))
+	return q.ListenPacket(ctx, nil)
 }
 
 // Tune gives an accepted connection the spec's so_keepalive.

@@ -332,12 +332,15 @@ func streamLog(s *Settings, v string) error {
 }
 
 // listeners takes Kong's "address:port flag flag, …".
-func listeners(f func(*Settings) *[]listen.Spec) setter {
+func listeners(http3 bool, f func(*Settings) *[]listen.Spec) setter {
 	return func(s *Settings, v string) error {
 		specs, err := listen.Parse(v)
 		for _, l := range specs {
 			if err == nil && l.UDP {
 				err = fmt.Errorf("%q: udp is for stream_listen", l)
+			}
+			if err == nil && l.HTTP3 && !http3 {
+				err = fmt.Errorf("%q: http3 is for proxy_listen", l)
 			}
 		}
 		*f(s) = specs
@@ -350,8 +353,8 @@ func streamListeners(f func(*Settings) *[]listen.Spec) setter {
 	return func(s *Settings, v string) error {
 		specs, err := listen.Parse(v)
 		for _, l := range specs {
-			if err == nil && l.HTTP2 {
-				err = fmt.Errorf("%q: http2 is for proxy_listen: streams know no HTTP", l)
+			if err == nil && (l.HTTP2 || l.HTTP3) {
+				err = fmt.Errorf("%q: http2 and http3 are for proxy_listen: streams know no HTTP", l)
 			}
 		}
 		*f(s) = specs

@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go/http3"
+
+	"concord/test/harness"
+)
+
+func overHTTP3(t *testing.T) *http3.Transport {
+	tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	t.Cleanup(func() { _ = tr.Close() })
+	return tr
+}
+
+// fetch sends a request by whatever version the transport speaks.
+func fetch(t *testing.T, tr http.RoundTripper, method, url, body string, header ...string) (harness.Answer, int) {
+	t.Helper()
+	r, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	res, err := tr.RoundTrip(r)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	return harness.Answer{Status: res.StatusCode, Header: res.Header, Body: string(b)}, res.ProtoMajor
+}
+
+// TestHTTP3 is told of HTTP/3 over TCP, uses it, and goes on over a change of settings.
+func TestHTTP3(t *testing.T) {
+	t.Parallel()
+	up := harness.StartEcho(t)
+	n := harness.NewNode(t, "solo")
+	log := filepath.Join(t.TempDir(), "access.log")
+	n.Env = []string{"CONCORD_PROXY_LISTEN=" + n.Proxy + ", " + n.ProxyTLS + " http2 ssl quic", "CONCORD_PROXY_ACCESS_LOG=" + log}
+	n.Start()
+	expect(t, "service", n.Form("POST", "/services", "name", "s", "url", up.URL), 201)
+	last := expect(t, "route", n.Form("POST", "/services/s/routes", "paths[]", "/h"), 201)
+	_, port, _ := strings.Cut(n.ProxyTLS, ":")
+	for _, c := range []struct {
+		url, want string
+		major     int
+	}{{"https://" + n.ProxyTLS, `h3=":` + port + `"; ma=86400`, 2}, {"http://" + n.Proxy, "", 1}} {
+		tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+		defer tr.CloseIdleConnections()
+		a, major := fetch(t, tr, "GET", c.url+"/h", "", "X-Min-Config-Index", last.Index())
+		if got := a.Header.Get("Alt-Svc"); got != c.want || major != c.major {
+			t.Errorf("%s over HTTP/%d: Alt-Svc %q, want %q", c.url, major, got, c.want)
+		}
+	}
+	h3 := overHTTP3(t)
+	body := strings.Repeat("x", 1<<20)
+	a, major := fetch(t, h3, "POST", "https://"+n.ProxyTLS+"/h/x?q=1", body, "X-Min-Config-Index", last.Index(), "X-Consumer-Username", "root")
+	expect(t, "echo", a, 200, "path", "/x", "query", "q=1", "body", body)
+	if major != 3 || a.Saw("X-Consumer-Username") != "" || a.Saw("X-Forwarded-Proto") != "https" || a.Saw("X-Forwarded-Port") != port || a.Saw("X-Forwarded-For") != "127.0.0.1" {
+		t.Errorf("HTTP/%d, upstream saw %v", major, a.JSON()["headers"])
+	}
+	if v := a.Header.Get("Alt-Svc"); v != "" {
+		t.Errorf("Alt-Svc over HTTP/3: %q", v)
+	}
+	if a, _ = fetch(t, h3, "GET", "https://"+n.ProxyTLS+"/none", ""); a.Status != 404 {
+		t.Errorf("no route: %d %s", a.Status, a.Body)
+	}
+	var b []byte
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(string(b), `"POST /h/x?q=1 HTTP/3.0" 200`); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("access log: %s", b)
+		}
+		b, _ = os.ReadFile(log)
+	}
+}
