@@ -43,6 +43,7 @@ func (r *row) ratios() []float64 {
 
 // report prints the tables as Markdown; ratios are medians of the ratios within each round.
 func (b *bench) report(w io.Writer, rows []*row) error {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return len(r.rounds) == 0 })
 	fmt.Fprintf(w, "%s; %d rounds of %v, %d connections\n", machine(), b.rounds, b.window, b.conns)
 	var over []string
 	verdict := func(r *row) (ratio, bar string) {

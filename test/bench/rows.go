@@ -152,10 +152,12 @@ func (b *bench) measure(rows []*row) error {
 				continue
 			}
 			s, err := b.round(r, i == 0)
-			if err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
+			if b.ctx.Err() != nil {
+				return b.ctx.Err()
 			}
-			if i > 0 {
+			if err != nil { // the other rows are worth having
+				fmt.Fprintf(os.Stderr, "%s, round %d is left out: %v\n", r.name, i, err)
+			} else if i > 0 {
 				r.rounds = append(r.rounds, s)
 			}
 		}
@@ -179,7 +181,10 @@ func (b *bench) round(r *row, warm bool) (out round, err error) {
 		out.base, err = b.sample(r, base, nil, warm)
 	} else {
 		if out.base, err = b.sample(r, b.peers[0].target(r.path), nil, warm); err == nil && r.requests == nil && (r.kind != idle || b.idle < b.haproxyConns()) {
-			out.haproxy, err = b.sample(r, b.peers[1].target(r.path), nil, warm)
+			if out.haproxy, err = b.sample(r, b.peers[1].target(r.path), nil, warm); err != nil {
+				fmt.Fprintf(os.Stderr, "%s: haproxy: %v\n", r.name, err)
+				out.haproxy, err = sample{}, nil
+			}
 		}
 	}
 	if err == nil {
