@@ -240,6 +240,9 @@ func (r *run) scheme(x *exchange.Exchange) string {
 
 // checkProtocol is what Kong does about a route's protocols after the match.
 func (h *Handler) checkProtocol(x *exchange.Exchange, r *run) error {
+	if r.target.Route.Plain {
+		return nil
+	}
 	var http, https, grpc, grpcs bool
 	for _, p := range x.Route.Protocols {
 		switch p {

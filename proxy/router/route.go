@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"concord/fsm/entity"
@@ -31,6 +32,7 @@ const (
 type Route struct {
 	Entity *entity.Route
 	Slot   uint32
+	Plain  bool // of its protocols http is one, and grpc and grpcs are not: any request that matches may come
 
 	hosts   []hostPattern
 	headers []headerRule
@@ -60,6 +62,7 @@ type entry struct {
 // Compile prepares a route for the router. The error names the field that cannot be used.
 func Compile(r *entity.Route, slot uint32) (*Route, error) {
 	c := &Route{Entity: r, Slot: slot}
+	c.Plain = slices.Contains(r.Protocols, "http") && !slices.Contains(r.Protocols, "grpc") && !slices.Contains(r.Protocols, "grpcs")
 	kinds, weight, sub := uint32(0), uint32(0), uint32(0)
 	use := func(w uint32) { kinds++; weight += w }
 
