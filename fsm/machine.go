@@ -175,6 +175,7 @@ func (m *Machine) ApplyAll(entries []Entry) []Result {
 		if e.Index <= last {
 			panic(fmt.Sprintf("fsm: log entry %d comes after entry %d was applied: the log and the state diverge", e.Index, last))
 		}
+		tx.Entry(e.Index)
 		mark, before := tx.Mark(), a
 		res, err := m.apply(tx, e, &a)
 		if err != nil {

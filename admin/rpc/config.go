@@ -17,9 +17,14 @@ import (
 // config is ConfigService.
 type config struct{ *API }
 
+var levels = map[adminv1.Consistency]service.Consistency{
+	adminv1.Consistency_CONSISTENCY_LOCAL: service.Local, adminv1.Consistency_CONSISTENCY_LEADER: service.Leader,
+	adminv1.Consistency_CONSISTENCY_LINEARIZABLE: service.Linearizable,
+}
+
 // Get reads one entity.
 func (c config) Get(ctx context.Context, req *connect.Request[adminv1.GetRequest]) (*connect.Response[adminv1.GetResponse], error) {
-	out, err := c.get(ctx, req.Msg)
+	out, err := c.get(service.WithConsistency(ctx, levels[req.Msg.GetConsistency()]), req.Msg)
 	if err != nil {
 		return nil, c.refusal(ctx, err)
 	}
@@ -38,13 +43,13 @@ func (c config) get(ctx context.Context, m *adminv1.GetRequest) (*adminv1.GetRes
 	if err != nil {
 		return nil, err
 	}
-	e, err := entityOf(t.Entity, res.Row)
+	e, err := entityOf(t.Entity, res.Row, res.Tag)
 	return &adminv1.GetResponse{Index: res.Index, Entity: e}, err
 }
 
 // List reads one page of a kind.
 func (c config) List(ctx context.Context, req *connect.Request[adminv1.ListRequest]) (*connect.Response[adminv1.ListResponse], error) {
-	out, err := c.list(ctx, req.Msg)
+	out, err := c.list(service.WithConsistency(ctx, levels[req.Msg.GetConsistency()]), req.Msg)
 	if err != nil {
 		return nil, c.refusal(ctx, err)
 	}
@@ -92,8 +97,8 @@ func (c config) list(ctx context.Context, m *adminv1.ListRequest) (*adminv1.List
 		return nil, err
 	}
 	out := &adminv1.ListResponse{Index: page.Index, NextPageToken: page.Offset}
-	for _, row := range page.Rows {
-		e, err := entityOf(t.Entity, row)
+	for i, row := range page.Rows {
+		e, err := entityOf(t.Entity, row, page.Tags[i])
 		if err != nil {
 			return nil, err
 		}
@@ -141,13 +146,15 @@ func (c config) mutate(ctx context.Context, m *adminv1.MutateRequest) (*adminv1.
 			return nil, err
 		}
 	}
-	res, err := c.o.Service.Mutate(ctx, service.Mutation{Verb: verb, Target: t, Body: body})
+	res, err := c.o.Service.Mutate(ctx, service.Mutation{
+		Verb: verb, Target: t, Body: body, Conditions: service.Conditions{IfMatch: m.GetIfMatch(), IfNoneMatch: m.GetIfNoneMatch()},
+	})
 	if err != nil {
 		return nil, err
 	}
 	out := &adminv1.MutateResponse{Index: res.Index, Hint: res.Hint}
 	if verb != service.Delete {
-		out.Entity, err = entityOf(t.Entity, res.Row)
+		out.Entity, err = entityOf(t.Entity, res.Row, res.Tag)
 	}
 	return out, err
 }

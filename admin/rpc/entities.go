@@ -10,12 +10,12 @@ import (
 )
 
 // entityOf is a row, as the service shows it, as a message.
-func entityOf(kind string, row []byte) (*adminv1.Entity, error) {
+func entityOf(kind string, row []byte, etag string) (*adminv1.Entity, error) {
 	fields := &structpb.Struct{}
 	if err := fields.UnmarshalJSON(row); err != nil {
 		return nil, fmt.Errorf("%s %.100q: %w", kind, row, err)
 	}
-	return &adminv1.Entity{Kind: kind, Id: fields.GetFields()["id"].GetStringValue(), Value: &adminv1.Entity_Fields{Fields: fields}}, nil
+	return &adminv1.Entity{Kind: kind, Id: fields.GetFields()["id"].GetStringValue(), Etag: etag, Value: &adminv1.Entity_Fields{Fields: fields}}, nil
 }
 
 // recordOf is what a client wrote, as the service takes it. It goes through JSON, so that the same bounds hold as on Kong's paths.

@@ -28,6 +28,7 @@ var codes = map[service.Kind]connect.Code{
 	service.Unavailable: connect.CodeUnavailable, service.Busy: connect.CodeResourceExhausted,
 	service.Unknown:    connect.CodeDeadlineExceeded, // "may be returned even if the operation has completed", and clients do not repeat it by themselves
 	service.IndexAhead: connect.CodeOutOfRange, service.Internal: connect.CodeInternal,
+	service.Changed:         connect.CodeAborted,
 	service.Unauthenticated: connect.CodeUnauthenticated, service.Forbidden: connect.CodePermissionDenied,
 }
 

@@ -56,6 +56,9 @@ type API struct {
 	o      Options
 	mux    *http.ServeMux
 	errors *connect.ErrorWriter
+
+	closing context.Context
+	close   context.CancelFunc
 }
 
 // New makes the API.
@@ -64,6 +67,7 @@ func New(o Options) *API {
 		o.Log = slog.Default()
 	}
 	a := &API{o: o, mux: http.NewServeMux(), errors: connect.NewErrorWriter()}
+	a.closing, a.close = context.WithCancel(context.Background())
 	options := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {
@@ -107,10 +111,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, a.refusal(r.Context(), err))
 		return
 	}
-	a.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), writerKey{}, w)))
+	a.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), writerKey{}, writer{http.NewResponseController(w)})))
 }
-
-type writerKey struct{}
 
 // await holds a request back until this node serves the index that it asks for.
 func (a *API) await(r *http.Request) error {

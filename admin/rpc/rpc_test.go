@@ -35,6 +35,7 @@ func (alone) Remove(context.Context, string) error { return &cluster.NoLeaderErr
 // bench is an API on a socket, over HTTP/1.1 and HTTP/2 without TLS, as the admin listener serves it.
 type bench struct {
 	*service.Service
+	api    *rpc.API
 	log    *logtest.Log
 	server *httptest.Server
 	client *http.Client
@@ -58,7 +59,7 @@ func start(t *testing.T, o service.Options) bench {
 	h2.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: h2}
 	t.Cleanup(transport.CloseIdleConnections)
-	return bench{s, log, srv, &http.Client{Transport: transport}}
+	return bench{s, api, log, srv, &http.Client{Transport: transport}}
 }
 
 func (b bench) config(o ...connect.ClientOption) adminv1connect.ConfigServiceClient {

@@ -44,6 +44,7 @@ type ListOptions struct {
 type Page struct {
 	Index  uint64
 	Rows   [][]byte // entities as JSON with secrets in clear
+	Tags   []string // the entity tags of Rows
 	Offset string   // token of the next page, "" on the last
 }
 
@@ -132,7 +133,7 @@ func (s *Service) List(ctx context.Context, t Target, o ListOptions) (Page, erro
 		if refusal != nil {
 			return Page{}, refusal
 		}
-		page.Rows = append(page.Rows, text)
+		page.Rows, page.Tags = append(page.Rows, text), append(page.Tags, l.tag(table, row))
 		last = row.ID
 	}
 	return page, nil

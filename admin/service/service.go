@@ -67,6 +67,8 @@ type Service struct {
 	auto   schema.Auto
 	bulk   sync.Mutex // one Apply at a time
 	used   usage      // of admin tokens
+
+	watching *watching
 }
 
 // Target names an entity or a collection the way a URL does.
@@ -144,6 +146,7 @@ func New(o Options) *Service {
 		_, ok := s.tables[entity.AdminTokens].Get(s.store.View(), id)
 		return ok
 	}}
+	s.watching = newWatching(s.store)
 	o.Log.HandleForward(s.handle)
 	return s
 }

@@ -453,7 +453,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 			kong.ServeHTTP(w, r)
 		}
 	}), &n.logs[logAdmin])
-	n.serveHTTP(n.adminConns, n.retiring(admin, true))
+	n.serveHTTP(n.adminConns, n.retiring(admin, true)).RegisterOnShutdown(programs.Close)
 	n.serveHTTP(n.statusConns, n.retiring(rest.NewStatus(options), false))
 	n.serveListeners(n.s)
 	return nil
@@ -484,7 +484,7 @@ func (n *node) inSync() bool {
 }
 
 // serveHTTP answers the Admin API's or the status listener's connections.
-func (n *node) serveHTTP(conns net.Listener, h http.Handler) {
+func (n *node) serveHTTP(conns net.Listener, h http.Handler) *http.Server {
 	versions := new(http.Protocols) // gRPC needs HTTP/2, without TLS too
 	versions.SetHTTP1(true)
 	versions.SetHTTP2(true)
@@ -504,6 +504,7 @@ func (n *node) serveHTTP(conns net.Listener, h http.Handler) {
 	}
 	n.servers = append(n.servers, srv)
 	go func() { _ = srv.Serve(conns) }() // it ends with Shutdown; a listener that breaks is noticed by serve
+	return srv
 }
 
 // serveListeners accepts on what openSockets has opened.

@@ -95,6 +95,9 @@ func (l *Load) Commit(index uint64, aux any) {
 	for _, sub := range l.s.subscribers() {
 		sub.f(Changes{Index: index, Reset: true})
 	}
+	for _, f := range l.s.followers() {
+		f.f(History{Index: index, Reset: true})
+	}
 }
 
 // Abort leaves the store as it was.

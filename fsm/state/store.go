@@ -31,6 +31,7 @@ type Store struct {
 
 	subMu   sync.Mutex
 	subs    []subscriber
+	follows []follower
 	subNext int
 }
 

@@ -29,6 +29,7 @@ type Tx struct {
 	work  []*table
 	dirty []bool
 	log   []write
+	marks []mark
 	read  int
 
 	Yield func() // called after every few dozen rows; nil: never
@@ -233,8 +234,9 @@ func (tx *Tx) NextExpired(table uint16, at int64, id ID, before int64) (Stored, 
 func (tx *Tx) Commit(index uint64, aux any) {
 	s := tx.s
 	defer s.writer.Unlock()
-	subs := s.subscribers()
+	subs, follows := s.subscribers(), s.followers()
 	c := Changes{Index: index}
+	written := tx.written(follows) // before compact moves rows
 	if len(subs) > 0 {
 		c.List = tx.changes()
 	}
@@ -246,6 +248,9 @@ func (tx *Tx) Commit(index uint64, aux any) {
 	s.view.Store(&View{index: index, aux: aux, tables: s.publish(s.View().tables, tx.dirty)})
 	for _, sub := range subs {
 		sub.f(c)
+	}
+	for i, f := range follows {
+		f.f(History{Index: index, Writes: written[i]})
 	}
 }
 

@@ -31,8 +31,10 @@ const (
 type Consistency int32
 
 const (
-	Consistency_CONSISTENCY_UNSPECIFIED Consistency = 0 // everything that any node answered before; without a leader what this node has
-	Consistency_CONSISTENCY_LOCAL       Consistency = 1 // what this node has
+	Consistency_CONSISTENCY_UNSPECIFIED  Consistency = 0 // everything that any node answered before; without a leader what this node has
+	Consistency_CONSISTENCY_LOCAL        Consistency = 1 // what this node has
+	Consistency_CONSISTENCY_LEADER       Consistency = 2 // what the leader has; an error without one. It may have been deposed a moment ago
+	Consistency_CONSISTENCY_LINEARIZABLE Consistency = 3 // everything that any node answered before; an error if that cannot be had
 )
 
 // Enum value maps for Consistency.
@@ -40,10 +42,14 @@ var (
 	Consistency_name = map[int32]string{
 		0: "CONSISTENCY_UNSPECIFIED",
 		1: "CONSISTENCY_LOCAL",
+		2: "CONSISTENCY_LEADER",
+		3: "CONSISTENCY_LINEARIZABLE",
 	}
 	Consistency_value = map[string]int32{
-		"CONSISTENCY_UNSPECIFIED": 0,
-		"CONSISTENCY_LOCAL":       1,
+		"CONSISTENCY_UNSPECIFIED":  0,
+		"CONSISTENCY_LOCAL":        1,
+		"CONSISTENCY_LEADER":       2,
+		"CONSISTENCY_LINEARIZABLE": 3,
 	}
 )
 
@@ -307,6 +313,7 @@ type Entity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Etag  string                 `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"` // of this version of the entity
 	// Types that are valid to be assigned to Value:
 	//
 	//	*Entity_Fields
@@ -355,6 +362,13 @@ func (x *Entity) GetKind() string {
 func (x *Entity) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *Entity) GetEtag() string {
+	if x != nil {
+		return x.Etag
 	}
 	return ""
 }
@@ -642,10 +656,13 @@ func (x *ListResponse) GetNextPageToken() string {
 }
 
 type MutateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Verb          Verb                   `protobuf:"varint,1,opt,name=verb,proto3,enum=concord.admin.v1.Verb" json:"verb,omitempty"`
-	Target        *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
-	Entity        *Entity                `protobuf:"bytes,3,opt,name=entity,proto3" json:"entity,omitempty"` // its value; kind and id are taken from the target
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Verb   Verb                   `protobuf:"varint,1,opt,name=verb,proto3,enum=concord.admin.v1.Verb" json:"verb,omitempty"`
+	Target *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Entity *Entity                `protobuf:"bytes,3,opt,name=entity,proto3" json:"entity,omitempty"` // its value; what it is called, and its version, are taken from the other fields
+	// Preconditions, which are judged against the newest version: etags, or "*" for any. If they do not hold, the error is ABORTED.
+	IfMatch       string `protobuf:"bytes,4,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
+	IfNoneMatch   string `protobuf:"bytes,5,opt,name=if_none_match,json=ifNoneMatch,proto3" json:"if_none_match,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -699,6 +716,20 @@ func (x *MutateRequest) GetEntity() *Entity {
 		return x.Entity
 	}
 	return nil
+}
+
+func (x *MutateRequest) GetIfMatch() string {
+	if x != nil {
+		return x.IfMatch
+	}
+	return ""
+}
+
+func (x *MutateRequest) GetIfNoneMatch() string {
+	if x != nil {
+		return x.IfNoneMatch
+	}
+	return ""
 }
 
 type MutateResponse struct {
@@ -761,6 +792,204 @@ func (x *MutateResponse) GetHint() string {
 	return ""
 }
 
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The index of the last answer without more; absent: begin with the whole state.
+	FromIndex     *uint64  `protobuf:"varint,1,opt,name=from_index,json=fromIndex,proto3,oneof" json:"from_index,omitempty"`
+	Kinds         []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"` // none: all that the caller may read
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WatchRequest) GetFromIndex() uint64 {
+	if x != nil && x.FromIndex != nil {
+		return *x.FromIndex
+	}
+	return 0
+}
+
+func (x *WatchRequest) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+// An answer without changes is a sign of life, of which there is one every ten seconds at least.
+type WatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`    // of the change; unless more, where to go on after an interruption
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`      // the next answer belongs to the same index. After an interruption in between all of them come again
+	Reset_        bool                   `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`    // forget what you have: this answer and those that follow, up to the first without more, are the whole state
+	Changes       []*Change              `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"` // made by one transaction
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *WatchResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *WatchResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *WatchResponse) GetReset_() bool {
+	if x != nil {
+		return x.Reset_
+	}
+	return false
+}
+
+func (x *WatchResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type Change struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Before        bool                   `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"` // it existed
+	After         bool                   `protobuf:"varint,4,opt,name=after,proto3" json:"after,omitempty"`   // it exists
+	Entity        *Entity                `protobuf:"bytes,5,opt,name=entity,proto3" json:"entity,omitempty"`  // as it was right after the change
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Change) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Change) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Change) GetBefore() bool {
+	if x != nil {
+		return x.Before
+	}
+	return false
+}
+
+func (x *Change) GetAfter() bool {
+	if x != nil {
+		return x.After
+	}
+	return false
+}
+
+func (x *Change) GetEntity() *Entity {
+	if x != nil {
+		return x.Entity
+	}
+	return nil
+}
+
 // Refusal is a detail of every error that the gateway's rules are the reason of.
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -774,7 +1003,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1015,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1028,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refusal) GetCode() int32 {
@@ -842,10 +1071,11 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x06Parent\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05field\x18\x03 \x01(\tR\x05field\"h\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\"|\n" +
 	"\x06Entity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\x121\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04etag\x18\x03 \x01(\tR\x04etag\x121\n" +
 	"\x06fields\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06fieldsB\a\n" +
 	"\x05value\"\x7f\n" +
 	"\n" +
@@ -870,23 +1100,43 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\fListResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x124\n" +
 	"\bentities\x18\x02 \x03(\v2\x18.concord.admin.v1.EntityR\bentities\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\x9f\x01\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xde\x01\n" +
 	"\rMutateRequest\x12*\n" +
 	"\x04verb\x18\x01 \x01(\x0e2\x16.concord.admin.v1.VerbR\x04verb\x120\n" +
 	"\x06target\x18\x02 \x01(\v2\x18.concord.admin.v1.TargetR\x06target\x120\n" +
-	"\x06entity\x18\x03 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\"l\n" +
+	"\x06entity\x18\x03 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x19\n" +
+	"\bif_match\x18\x04 \x01(\tR\aifMatch\x12\"\n" +
+	"\rif_none_match\x18\x05 \x01(\tR\vifNoneMatch\"l\n" +
 	"\x0eMutateResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x120\n" +
 	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"v\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"W\n" +
+	"\fWatchRequest\x12\"\n" +
+	"\n" +
+	"from_index\x18\x01 \x01(\x04H\x00R\tfromIndex\x88\x01\x01\x12\x14\n" +
+	"\x05kinds\x18\x02 \x03(\tR\x05kindsB\r\n" +
+	"\v_from_index\"\x83\x01\n" +
+	"\rWatchResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x12\x14\n" +
+	"\x05reset\x18\x03 \x01(\bR\x05reset\x122\n" +
+	"\achanges\x18\x04 \x03(\v2\x18.concord.admin.v1.ChangeR\achanges\"\x8c\x01\n" +
+	"\x06Change\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\bR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\bR\x05after\x120\n" +
+	"\x06entity\x18\x05 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\"v\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
 	"\x06fields\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x06fields\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint*A\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint*w\n" +
 	"\vConsistency\x12\x1b\n" +
 	"\x17CONSISTENCY_UNSPECIFIED\x10\x00\x12\x15\n" +
-	"\x11CONSISTENCY_LOCAL\x10\x01*K\n" +
+	"\x11CONSISTENCY_LOCAL\x10\x01\x12\x16\n" +
+	"\x12CONSISTENCY_LEADER\x10\x02\x12\x1c\n" +
+	"\x18CONSISTENCY_LINEARIZABLE\x10\x03*K\n" +
 	"\bTagMatch\x12\x19\n" +
 	"\x15TAG_MATCH_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTAG_MATCH_ALL\x10\x01\x12\x11\n" +
@@ -896,11 +1146,12 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\vVERB_CREATE\x10\x01\x12\x0f\n" +
 	"\vVERB_UPDATE\x10\x02\x12\x0f\n" +
 	"\vVERB_UPSERT\x10\x03\x12\x0f\n" +
-	"\vVERB_DELETE\x10\x042\xf1\x01\n" +
+	"\vVERB_DELETE\x10\x042\xbd\x02\n" +
 	"\rConfigService\x12G\n" +
 	"\x03Get\x12\x1c.concord.admin.v1.GetRequest\x1a\x1d.concord.admin.v1.GetResponse\"\x03\x90\x02\x01\x12J\n" +
 	"\x04List\x12\x1d.concord.admin.v1.ListRequest\x1a\x1e.concord.admin.v1.ListResponse\"\x03\x90\x02\x01\x12K\n" +
-	"\x06Mutate\x12\x1f.concord.admin.v1.MutateRequest\x1a .concord.admin.v1.MutateResponseB(Z&concord/proto/concord/admin/v1;adminv1b\x06proto3"
+	"\x06Mutate\x12\x1f.concord.admin.v1.MutateRequest\x1a .concord.admin.v1.MutateResponse\x12J\n" +
+	"\x05Watch\x12\x1e.concord.admin.v1.WatchRequest\x1a\x1f.concord.admin.v1.WatchResponse0\x01B(Z&concord/proto/concord/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_concord_admin_v1_config_proto_rawDescOnce sync.Once
@@ -915,7 +1166,7 @@ func file_concord_admin_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_concord_admin_v1_config_proto_goTypes = []any{
 	(Consistency)(0),        // 0: concord.admin.v1.Consistency
 	(TagMatch)(0),           // 1: concord.admin.v1.TagMatch
@@ -929,37 +1180,44 @@ var file_concord_admin_v1_config_proto_goTypes = []any{
 	(*ListResponse)(nil),    // 9: concord.admin.v1.ListResponse
 	(*MutateRequest)(nil),   // 10: concord.admin.v1.MutateRequest
 	(*MutateResponse)(nil),  // 11: concord.admin.v1.MutateResponse
-	(*Refusal)(nil),         // 12: concord.admin.v1.Refusal
-	nil,                     // 13: concord.admin.v1.ListRequest.FilterEntry
-	(*structpb.Struct)(nil), // 14: google.protobuf.Struct
+	(*WatchRequest)(nil),    // 12: concord.admin.v1.WatchRequest
+	(*WatchResponse)(nil),   // 13: concord.admin.v1.WatchResponse
+	(*Change)(nil),          // 14: concord.admin.v1.Change
+	(*Refusal)(nil),         // 15: concord.admin.v1.Refusal
+	nil,                     // 16: concord.admin.v1.ListRequest.FilterEntry
+	(*structpb.Struct)(nil), // 17: google.protobuf.Struct
 }
 var file_concord_admin_v1_config_proto_depIdxs = []int32{
 	4,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
-	14, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
+	17, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
 	3,  // 2: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
 	0,  // 3: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
 	5,  // 4: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
 	3,  // 5: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
 	0,  // 6: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
 	1,  // 7: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
-	13, // 8: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
+	16, // 8: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
 	5,  // 9: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
 	2,  // 10: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
 	3,  // 11: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
 	5,  // 12: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
 	5,  // 13: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
-	14, // 14: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
-	6,  // 15: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
-	8,  // 16: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
-	10, // 17: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
-	7,  // 18: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
-	9,  // 19: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
-	11, // 20: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
-	18, // [18:21] is the sub-list for method output_type
-	15, // [15:18] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	14, // 14: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
+	5,  // 15: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
+	17, // 16: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
+	6,  // 17: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
+	8,  // 18: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
+	10, // 19: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
+	12, // 20: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
+	7,  // 21: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
+	9,  // 22: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
+	11, // 23: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
+	13, // 24: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_concord_admin_v1_config_proto_init() }
@@ -970,13 +1228,14 @@ func file_concord_admin_v1_config_proto_init() {
 	file_concord_admin_v1_config_proto_msgTypes[2].OneofWrappers = []any{
 		(*Entity_Fields)(nil),
 	}
+	file_concord_admin_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_admin_v1_config_proto_rawDesc), len(file_concord_admin_v1_config_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,8 @@ const (
 	ConfigServiceListProcedure = "/concord.admin.v1.ConfigService/List"
 	// ConfigServiceMutateProcedure is the fully-qualified name of the ConfigService's Mutate RPC.
 	ConfigServiceMutateProcedure = "/concord.admin.v1.ConfigService/Mutate"
+	// ConfigServiceWatchProcedure is the fully-qualified name of the ConfigService's Watch RPC.
+	ConfigServiceWatchProcedure = "/concord.admin.v1.ConfigService/Watch"
 )
 
 // ConfigServiceClient is a client for the concord.admin.v1.ConfigService service.
@@ -54,6 +56,9 @@ type ConfigServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	// Mutate changes one entity. It is answered once this node serves the change.
 	Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error)
+	// Watch tells every change to the configuration behind an index, each once, in the order in which they were made, and goes on with new ones.
+	// Any node goes on from the index that another one told. Tokens and sessions, which the gateway makes while it serves, are left out.
+	Watch(context.Context, *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error)
 }
 
 // NewConfigServiceClient constructs a client for the concord.admin.v1.ConfigService service. By
@@ -87,6 +92,12 @@ func NewConfigServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(configServiceMethods.ByName("Mutate")),
 			connect.WithClientOptions(opts...),
 		),
+		watch: connect.NewClient[v1.WatchRequest, v1.WatchResponse](
+			httpClient,
+			baseURL+ConfigServiceWatchProcedure,
+			connect.WithSchema(configServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -95,6 +106,7 @@ type configServiceClient struct {
 	get    *connect.Client[v1.GetRequest, v1.GetResponse]
 	list   *connect.Client[v1.ListRequest, v1.ListResponse]
 	mutate *connect.Client[v1.MutateRequest, v1.MutateResponse]
+	watch  *connect.Client[v1.WatchRequest, v1.WatchResponse]
 }
 
 // Get calls concord.admin.v1.ConfigService.Get.
@@ -112,6 +124,11 @@ func (c *configServiceClient) Mutate(ctx context.Context, req *connect.Request[v
 	return c.mutate.CallUnary(ctx, req)
 }
 
+// Watch calls concord.admin.v1.ConfigService.Watch.
+func (c *configServiceClient) Watch(ctx context.Context, req *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
 // ConfigServiceHandler is an implementation of the concord.admin.v1.ConfigService service.
 type ConfigServiceHandler interface {
 	// Get reads one entity.
@@ -120,6 +137,9 @@ type ConfigServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	// Mutate changes one entity. It is answered once this node serves the change.
 	Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error)
+	// Watch tells every change to the configuration behind an index, each once, in the order in which they were made, and goes on with new ones.
+	// Any node goes on from the index that another one told. Tokens and sessions, which the gateway makes while it serves, are left out.
+	Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error
 }
 
 // NewConfigServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -149,6 +169,12 @@ func NewConfigServiceHandler(svc ConfigServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(configServiceMethods.ByName("Mutate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	configServiceWatchHandler := connect.NewServerStreamHandler(
+		ConfigServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(configServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/concord.admin.v1.ConfigService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ConfigServiceGetProcedure:
@@ -157,6 +183,8 @@ func NewConfigServiceHandler(svc ConfigServiceHandler, opts ...connect.HandlerOp
 			configServiceListHandler.ServeHTTP(w, r)
 		case ConfigServiceMutateProcedure:
 			configServiceMutateHandler.ServeHTTP(w, r)
+		case ConfigServiceWatchProcedure:
+			configServiceWatchHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -176,4 +204,8 @@ func (UnimplementedConfigServiceHandler) List(context.Context, *connect.Request[
 
 func (UnimplementedConfigServiceHandler) Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("concord.admin.v1.ConfigService.Mutate is not implemented"))
+}
+
+func (UnimplementedConfigServiceHandler) Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("concord.admin.v1.ConfigService.Watch is not implemented"))
 }
