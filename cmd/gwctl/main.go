@@ -70,7 +70,7 @@ func newRoot() *cobra.Command {
 	o := &options{}
 	root := &cobra.Command{
 		Use: "gwctl", Short: "gwctl operates a Concord gateway through its Admin API.",
-		Example: "  gwctl cluster status\n  gwctl --admin http://10.0.0.1:8001 cluster token",
+		Example: "  gwctl list services\n  gwctl cluster status\n  gwctl --admin http://10.0.0.1:8001 cluster token",
 		Version: version, SilenceErrors: true, SilenceUsage: true, Args: noArgs, RunE: showHelp,
 	}
 	f := root.PersistentFlags()
@@ -93,6 +93,7 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
+	root.AddCommand(getCmd(o), listCmd(o), createCmd(o), applyCmd(o), editCmd(o), deleteCmd(o))
 	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o), configCmd(o))
 	return root
 }
