@@ -43,7 +43,7 @@ func (c config) get(ctx context.Context, m *adminv1.GetRequest) (*adminv1.GetRes
 	if err != nil {
 		return nil, err
 	}
-	e, err := entityOf(t.Entity, res.Row, res.Tag)
+	e, err := entityOf(t.Entity, res.Row, res.Tag, m.GetFormat())
 	return &adminv1.GetResponse{Index: res.Index, Entity: e}, err
 }
 
@@ -98,7 +98,7 @@ func (c config) list(ctx context.Context, m *adminv1.ListRequest) (*adminv1.List
 	}
 	out := &adminv1.ListResponse{Index: page.Index, NextPageToken: page.Offset}
 	for i, row := range page.Rows {
-		e, err := entityOf(t.Entity, row, page.Tags[i])
+		e, err := entityOf(t.Entity, row, page.Tags[i], m.GetFormat())
 		if err != nil {
 			return nil, err
 		}
@@ -142,7 +142,7 @@ func (c config) mutate(ctx context.Context, m *adminv1.MutateRequest) (*adminv1.
 	}
 	body := schema.Record{}
 	if verb != service.Delete {
-		if body, err = recordOf(t.Entity, m.GetEntity()); err != nil {
+		if body, err = recordOf(t.Entity, m.GetEntity(), m.GetNullFields()); err != nil {
 			return nil, err
 		}
 	}
@@ -154,7 +154,7 @@ func (c config) mutate(ctx context.Context, m *adminv1.MutateRequest) (*adminv1.
 	}
 	out := &adminv1.MutateResponse{Index: res.Index, Hint: res.Hint}
 	if verb != service.Delete {
-		out.Entity, err = entityOf(t.Entity, res.Row, res.Tag)
+		out.Entity, err = entityOf(t.Entity, res.Row, res.Tag, m.GetFormat())
 	}
 	return out, err
 }

@@ -199,9 +199,9 @@ func TestRefusals(t *testing.T) {
 		{"wrong type", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_UPDATE, Target: service("s"), Entity: fields(t, map[string]any{"retries": "x"})}, connect.CodeInvalidArgument, "retries"},
 		{"name taken", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_CREATE, Target: service(""), Entity: fields(t, map[string]any{"name": "s", "host": "h"})}, connect.CodeAlreadyExists, "UNIQUE"},
 		{"in use", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_DELETE, Target: service("s")}, connect.CodeFailedPrecondition, "references"},
-		{"too deep", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_UPDATE, Target: service("s"), Entity: fields(t, deep)}, connect.CodeInvalidArgument, "fields"},
+		{"too deep", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_UPDATE, Target: service("s"), Entity: fields(t, deep)}, connect.CodeInvalidArgument, "deeper"},
 		{"a number that is none", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_UPDATE, Target: service("s"), Entity: &adminv1.Entity{Value: &adminv1.Entity_Fields{
-			Fields: &structpb.Struct{Fields: map[string]*structpb.Value{"retries": structpb.NewNumberValue(nan())}}}}}, connect.CodeInvalidArgument, "fields"},
+			Fields: &structpb.Struct{Fields: map[string]*structpb.Value{"retries": structpb.NewNumberValue(nan())}}}}}, connect.CodeInvalidArgument, "retries"},
 		{"strangers", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_CREATE, Target: &adminv1.Target{Kind: "services", Parent: &adminv1.Parent{Kind: "consumers", Ref: "x"}}}, connect.CodeInvalidArgument, "do not refer"},
 		{"a field that refers to nothing", &adminv1.MutateRequest{Verb: adminv1.Verb_VERB_CREATE, Target: &adminv1.Target{Kind: "routes", Parent: &adminv1.Parent{Kind: "services", Ref: "s", Field: "name"}}},
 			connect.CodeInvalidArgument, "do not refer"},

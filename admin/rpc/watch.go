@@ -34,7 +34,7 @@ func (c config) Watch(ctx context.Context, req *connect.Request[adminv1.WatchReq
 			x := &adminv1.Change{Kind: h.Kind, Id: h.ID, Before: h.Before, After: h.After}
 			if h.After {
 				var err error
-				if x.Entity, err = entityOf(h.Kind, h.Row, h.Tag); err != nil {
+				if x.Entity, err = entityOf(h.Kind, h.Row, h.Tag, req.Msg.GetFormat()); err != nil {
 					return err
 				}
 			}

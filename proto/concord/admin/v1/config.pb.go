@@ -80,6 +80,56 @@ func (Consistency) EnumDescriptor() ([]byte, []int) {
 	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{0}
 }
 
+// Format is how entities are answered.
+type Format int32
+
+const (
+	Format_FORMAT_UNSPECIFIED Format = 0 // as fields
+	Format_FORMAT_FIELDS      Format = 1
+	Format_FORMAT_TYPED       Format = 2 // as the message of the kind
+)
+
+// Enum value maps for Format.
+var (
+	Format_name = map[int32]string{
+		0: "FORMAT_UNSPECIFIED",
+		1: "FORMAT_FIELDS",
+		2: "FORMAT_TYPED",
+	}
+	Format_value = map[string]int32{
+		"FORMAT_UNSPECIFIED": 0,
+		"FORMAT_FIELDS":      1,
+		"FORMAT_TYPED":       2,
+	}
+)
+
+func (x Format) Enum() *Format {
+	p := new(Format)
+	*p = x
+	return p
+}
+
+func (x Format) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Format) Descriptor() protoreflect.EnumDescriptor {
+	return file_concord_admin_v1_config_proto_enumTypes[1].Descriptor()
+}
+
+func (Format) Type() protoreflect.EnumType {
+	return &file_concord_admin_v1_config_proto_enumTypes[1]
+}
+
+func (x Format) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Format.Descriptor instead.
+func (Format) EnumDescriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
 // TagMatch says which entities a list of tags selects.
 type TagMatch int32
 
@@ -114,11 +164,11 @@ func (x TagMatch) String() string {
 }
 
 func (TagMatch) Descriptor() protoreflect.EnumDescriptor {
-	return file_concord_admin_v1_config_proto_enumTypes[1].Descriptor()
+	return file_concord_admin_v1_config_proto_enumTypes[2].Descriptor()
 }
 
 func (TagMatch) Type() protoreflect.EnumType {
-	return &file_concord_admin_v1_config_proto_enumTypes[1]
+	return &file_concord_admin_v1_config_proto_enumTypes[2]
 }
 
 func (x TagMatch) Number() protoreflect.EnumNumber {
@@ -127,7 +177,7 @@ func (x TagMatch) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagMatch.Descriptor instead.
 func (TagMatch) EnumDescriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 // Verb is what a mutation does.
@@ -170,11 +220,11 @@ func (x Verb) String() string {
 }
 
 func (Verb) Descriptor() protoreflect.EnumDescriptor {
-	return file_concord_admin_v1_config_proto_enumTypes[2].Descriptor()
+	return file_concord_admin_v1_config_proto_enumTypes[3].Descriptor()
 }
 
 func (Verb) Type() protoreflect.EnumType {
-	return &file_concord_admin_v1_config_proto_enumTypes[2]
+	return &file_concord_admin_v1_config_proto_enumTypes[3]
 }
 
 func (x Verb) Number() protoreflect.EnumNumber {
@@ -183,7 +233,7 @@ func (x Verb) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verb.Descriptor instead.
 func (Verb) EnumDescriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 // Target names an entity, or with an empty ref a collection.
@@ -317,6 +367,24 @@ type Entity struct {
 	// Types that are valid to be assigned to Value:
 	//
 	//	*Entity_Fields
+	//	*Entity_Service
+	//	*Entity_Route
+	//	*Entity_Consumer
+	//	*Entity_Plugin
+	//	*Entity_JwtSecret
+	//	*Entity_KeyauthCredential
+	//	*Entity_BasicauthCredential
+	//	*Entity_Acl
+	//	*Entity_Upstream
+	//	*Entity_Target
+	//	*Entity_Certificate
+	//	*Entity_Sni
+	//	*Entity_CaCertificate
+	//	*Entity_Vault
+	//	*Entity_Key
+	//	*Entity_KeySet
+	//	*Entity_HmacauthCredential
+	//	*Entity_Oauth2Credential
 	Value         isEntity_Value `protobuf_oneof:"value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -389,20 +457,291 @@ func (x *Entity) GetFields() *structpb.Struct {
 	return nil
 }
 
+func (x *Entity) GetService() *Service {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Service); ok {
+			return x.Service
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetRoute() *Route {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Route); ok {
+			return x.Route
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetConsumer() *Consumer {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Consumer); ok {
+			return x.Consumer
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetPlugin() *Plugin {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Plugin); ok {
+			return x.Plugin
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetJwtSecret() *JWTSecret {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_JwtSecret); ok {
+			return x.JwtSecret
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetKeyauthCredential() *KeyAuthCredential {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_KeyauthCredential); ok {
+			return x.KeyauthCredential
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetBasicauthCredential() *BasicAuthCredential {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_BasicauthCredential); ok {
+			return x.BasicauthCredential
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetAcl() *ACL {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Acl); ok {
+			return x.Acl
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetUpstream() *Upstream {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Upstream); ok {
+			return x.Upstream
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetTarget() *UpstreamTarget {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Target); ok {
+			return x.Target
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetCertificate() *Certificate {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Certificate); ok {
+			return x.Certificate
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetSni() *SNI {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Sni); ok {
+			return x.Sni
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetCaCertificate() *CACertificate {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_CaCertificate); ok {
+			return x.CaCertificate
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetVault() *Vault {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Vault); ok {
+			return x.Vault
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetKey() *Key {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Key); ok {
+			return x.Key
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetKeySet() *KeySet {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_KeySet); ok {
+			return x.KeySet
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetHmacauthCredential() *HMACAuthCredential {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_HmacauthCredential); ok {
+			return x.HmacauthCredential
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetOauth2Credential() *OAuth2Credential {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_Oauth2Credential); ok {
+			return x.Oauth2Credential
+		}
+	}
+	return nil
+}
+
 type isEntity_Value interface {
 	isEntity_Value()
 }
 
 type Entity_Fields struct {
-	Fields *structpb.Struct `protobuf:"bytes,4,opt,name=fields,proto3,oneof"` // as on Kong's paths
+	Fields *structpb.Struct `protobuf:"bytes,4,opt,name=fields,proto3,oneof"` // any kind, as on Kong's paths
+}
+
+type Entity_Service struct {
+	Service *Service `protobuf:"bytes,10,opt,name=service,proto3,oneof"`
+}
+
+type Entity_Route struct {
+	Route *Route `protobuf:"bytes,11,opt,name=route,proto3,oneof"`
+}
+
+type Entity_Consumer struct {
+	Consumer *Consumer `protobuf:"bytes,12,opt,name=consumer,proto3,oneof"`
+}
+
+type Entity_Plugin struct {
+	Plugin *Plugin `protobuf:"bytes,13,opt,name=plugin,proto3,oneof"`
+}
+
+type Entity_JwtSecret struct {
+	JwtSecret *JWTSecret `protobuf:"bytes,14,opt,name=jwt_secret,json=jwtSecret,proto3,oneof"`
+}
+
+type Entity_KeyauthCredential struct {
+	KeyauthCredential *KeyAuthCredential `protobuf:"bytes,15,opt,name=keyauth_credential,json=keyauthCredential,proto3,oneof"`
+}
+
+type Entity_BasicauthCredential struct {
+	BasicauthCredential *BasicAuthCredential `protobuf:"bytes,16,opt,name=basicauth_credential,json=basicauthCredential,proto3,oneof"`
+}
+
+type Entity_Acl struct {
+	Acl *ACL `protobuf:"bytes,17,opt,name=acl,proto3,oneof"`
+}
+
+type Entity_Upstream struct {
+	Upstream *Upstream `protobuf:"bytes,18,opt,name=upstream,proto3,oneof"`
+}
+
+type Entity_Target struct {
+	Target *UpstreamTarget `protobuf:"bytes,19,opt,name=target,proto3,oneof"`
+}
+
+type Entity_Certificate struct {
+	Certificate *Certificate `protobuf:"bytes,20,opt,name=certificate,proto3,oneof"`
+}
+
+type Entity_Sni struct {
+	Sni *SNI `protobuf:"bytes,21,opt,name=sni,proto3,oneof"`
+}
+
+type Entity_CaCertificate struct {
+	CaCertificate *CACertificate `protobuf:"bytes,22,opt,name=ca_certificate,json=caCertificate,proto3,oneof"`
+}
+
+type Entity_Vault struct {
+	Vault *Vault `protobuf:"bytes,23,opt,name=vault,proto3,oneof"`
+}
+
+type Entity_Key struct {
+	Key *Key `protobuf:"bytes,24,opt,name=key,proto3,oneof"`
+}
+
+type Entity_KeySet struct {
+	KeySet *KeySet `protobuf:"bytes,25,opt,name=key_set,json=keySet,proto3,oneof"`
+}
+
+type Entity_HmacauthCredential struct {
+	HmacauthCredential *HMACAuthCredential `protobuf:"bytes,26,opt,name=hmacauth_credential,json=hmacauthCredential,proto3,oneof"`
+}
+
+type Entity_Oauth2Credential struct {
+	Oauth2Credential *OAuth2Credential `protobuf:"bytes,27,opt,name=oauth2_credential,json=oauth2Credential,proto3,oneof"`
 }
 
 func (*Entity_Fields) isEntity_Value() {}
+
+func (*Entity_Service) isEntity_Value() {}
+
+func (*Entity_Route) isEntity_Value() {}
+
+func (*Entity_Consumer) isEntity_Value() {}
+
+func (*Entity_Plugin) isEntity_Value() {}
+
+func (*Entity_JwtSecret) isEntity_Value() {}
+
+func (*Entity_KeyauthCredential) isEntity_Value() {}
+
+func (*Entity_BasicauthCredential) isEntity_Value() {}
+
+func (*Entity_Acl) isEntity_Value() {}
+
+func (*Entity_Upstream) isEntity_Value() {}
+
+func (*Entity_Target) isEntity_Value() {}
+
+func (*Entity_Certificate) isEntity_Value() {}
+
+func (*Entity_Sni) isEntity_Value() {}
+
+func (*Entity_CaCertificate) isEntity_Value() {}
+
+func (*Entity_Vault) isEntity_Value() {}
+
+func (*Entity_Key) isEntity_Value() {}
+
+func (*Entity_KeySet) isEntity_Value() {}
+
+func (*Entity_HmacauthCredential) isEntity_Value() {}
+
+func (*Entity_Oauth2Credential) isEntity_Value() {}
 
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	Consistency   Consistency            `protobuf:"varint,2,opt,name=consistency,proto3,enum=concord.admin.v1.Consistency" json:"consistency,omitempty"`
+	Format        Format                 `protobuf:"varint,3,opt,name=format,proto3,enum=concord.admin.v1.Format" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +788,13 @@ func (x *GetRequest) GetConsistency() Consistency {
 		return x.Consistency
 	}
 	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
+func (x *GetRequest) GetFormat() Format {
+	if x != nil {
+		return x.Format
+	}
+	return Format_FORMAT_UNSPECIFIED
 }
 
 type GetResponse struct {
@@ -511,6 +857,7 @@ type ListRequest struct {
 	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"` // next_page_token of the page before
 	Tags          []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`                            // at most 5
 	TagMatch      TagMatch               `protobuf:"varint,6,opt,name=tag_match,json=tagMatch,proto3,enum=concord.admin.v1.TagMatch" json:"tag_match,omitempty"`
+	Format        Format                 `protobuf:"varint,8,opt,name=format,proto3,enum=concord.admin.v1.Format" json:"format,omitempty"`
 	Filter        map[string]string      `protobuf:"bytes,7,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // unique fields that the collection may be filtered by
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -588,6 +935,13 @@ func (x *ListRequest) GetTagMatch() TagMatch {
 	return TagMatch_TAG_MATCH_UNSPECIFIED
 }
 
+func (x *ListRequest) GetFormat() Format {
+	if x != nil {
+		return x.Format
+	}
+	return Format_FORMAT_UNSPECIFIED
+}
+
 func (x *ListRequest) GetFilter() map[string]string {
 	if x != nil {
 		return x.Filter
@@ -661,8 +1015,10 @@ type MutateRequest struct {
 	Target *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	Entity *Entity                `protobuf:"bytes,3,opt,name=entity,proto3" json:"entity,omitempty"` // its value; what it is called, and its version, are taken from the other fields
 	// Preconditions, which are judged against the newest version: etags, or "*" for any. If they do not hold, the error is ABORTED.
-	IfMatch       string `protobuf:"bytes,4,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
-	IfNoneMatch   string `protobuf:"bytes,5,opt,name=if_none_match,json=ifNoneMatch,proto3" json:"if_none_match,omitempty"`
+	IfMatch       string   `protobuf:"bytes,4,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
+	IfNoneMatch   string   `protobuf:"bytes,5,opt,name=if_none_match,json=ifNoneMatch,proto3" json:"if_none_match,omitempty"`
+	NullFields    []string `protobuf:"bytes,6,rep,name=null_fields,json=nullFields,proto3" json:"null_fields,omitempty"`     // fields that become null, which a typed message cannot say; dotted for those of records
+	Format        Format   `protobuf:"varint,7,opt,name=format,proto3,enum=concord.admin.v1.Format" json:"format,omitempty"` // of the answer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,6 +1088,20 @@ func (x *MutateRequest) GetIfNoneMatch() string {
 	return ""
 }
 
+func (x *MutateRequest) GetNullFields() []string {
+	if x != nil {
+		return x.NullFields
+	}
+	return nil
+}
+
+func (x *MutateRequest) GetFormat() Format {
+	if x != nil {
+		return x.Format
+	}
+	return Format_FORMAT_UNSPECIFIED
+}
+
 type MutateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // of the change
@@ -797,6 +1167,7 @@ type WatchRequest struct {
 	// The index of the last answer without more; absent: begin with the whole state.
 	FromIndex     *uint64  `protobuf:"varint,1,opt,name=from_index,json=fromIndex,proto3,oneof" json:"from_index,omitempty"`
 	Kinds         []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"` // none: all that the caller may read
+	Format        Format   `protobuf:"varint,3,opt,name=format,proto3,enum=concord.admin.v1.Format" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -843,6 +1214,13 @@ func (x *WatchRequest) GetKinds() []string {
 		return x.Kinds
 	}
 	return nil
+}
+
+func (x *WatchRequest) GetFormat() Format {
+	if x != nil {
+		return x.Format
+	}
+	return Format_FORMAT_UNSPECIFIED
 }
 
 // An answer without changes is a sign of life, of which there is one every ten seconds at least.
@@ -1063,7 +1441,7 @@ var File_concord_admin_v1_config_proto protoreflect.FileDescriptor
 
 const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1dconcord/admin/v1/config.proto\x12\x10concord.admin.v1\x1a\x1cgoogle/protobuf/struct.proto\"`\n" +
+	"\x1dconcord/admin/v1/config.proto\x12\x10concord.admin.v1\x1a\x1fconcord/admin/v1/entities.proto\x1a\x1cgoogle/protobuf/struct.proto\"`\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x120\n" +
@@ -1071,20 +1449,41 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x06Parent\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05field\x18\x03 \x01(\tR\x05field\"|\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\"\xd8\t\n" +
 	"\x06Entity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
 	"\x04etag\x18\x03 \x01(\tR\x04etag\x121\n" +
-	"\x06fields\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06fieldsB\a\n" +
-	"\x05value\"\x7f\n" +
+	"\x06fields\x18\x04 \x01(\v2\x17.google.protobuf.StructH\x00R\x06fields\x125\n" +
+	"\aservice\x18\n" +
+	" \x01(\v2\x19.concord.admin.v1.ServiceH\x00R\aservice\x12/\n" +
+	"\x05route\x18\v \x01(\v2\x17.concord.admin.v1.RouteH\x00R\x05route\x128\n" +
+	"\bconsumer\x18\f \x01(\v2\x1a.concord.admin.v1.ConsumerH\x00R\bconsumer\x122\n" +
+	"\x06plugin\x18\r \x01(\v2\x18.concord.admin.v1.PluginH\x00R\x06plugin\x12<\n" +
+	"\n" +
+	"jwt_secret\x18\x0e \x01(\v2\x1b.concord.admin.v1.JWTSecretH\x00R\tjwtSecret\x12T\n" +
+	"\x12keyauth_credential\x18\x0f \x01(\v2#.concord.admin.v1.KeyAuthCredentialH\x00R\x11keyauthCredential\x12Z\n" +
+	"\x14basicauth_credential\x18\x10 \x01(\v2%.concord.admin.v1.BasicAuthCredentialH\x00R\x13basicauthCredential\x12)\n" +
+	"\x03acl\x18\x11 \x01(\v2\x15.concord.admin.v1.ACLH\x00R\x03acl\x128\n" +
+	"\bupstream\x18\x12 \x01(\v2\x1a.concord.admin.v1.UpstreamH\x00R\bupstream\x12:\n" +
+	"\x06target\x18\x13 \x01(\v2 .concord.admin.v1.UpstreamTargetH\x00R\x06target\x12A\n" +
+	"\vcertificate\x18\x14 \x01(\v2\x1d.concord.admin.v1.CertificateH\x00R\vcertificate\x12)\n" +
+	"\x03sni\x18\x15 \x01(\v2\x15.concord.admin.v1.SNIH\x00R\x03sni\x12H\n" +
+	"\x0eca_certificate\x18\x16 \x01(\v2\x1f.concord.admin.v1.CACertificateH\x00R\rcaCertificate\x12/\n" +
+	"\x05vault\x18\x17 \x01(\v2\x17.concord.admin.v1.VaultH\x00R\x05vault\x12)\n" +
+	"\x03key\x18\x18 \x01(\v2\x15.concord.admin.v1.KeyH\x00R\x03key\x123\n" +
+	"\akey_set\x18\x19 \x01(\v2\x18.concord.admin.v1.KeySetH\x00R\x06keySet\x12W\n" +
+	"\x13hmacauth_credential\x18\x1a \x01(\v2$.concord.admin.v1.HMACAuthCredentialH\x00R\x12hmacauthCredential\x12Q\n" +
+	"\x11oauth2_credential\x18\x1b \x01(\v2\".concord.admin.v1.OAuth2CredentialH\x00R\x10oauth2CredentialB\a\n" +
+	"\x05value\"\xb1\x01\n" +
 	"\n" +
 	"GetRequest\x120\n" +
 	"\x06target\x18\x01 \x01(\v2\x18.concord.admin.v1.TargetR\x06target\x12?\n" +
-	"\vconsistency\x18\x02 \x01(\x0e2\x1d.concord.admin.v1.ConsistencyR\vconsistency\"U\n" +
+	"\vconsistency\x18\x02 \x01(\x0e2\x1d.concord.admin.v1.ConsistencyR\vconsistency\x120\n" +
+	"\x06format\x18\x03 \x01(\x0e2\x18.concord.admin.v1.FormatR\x06format\"U\n" +
 	"\vGetResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x120\n" +
-	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\"\x87\x03\n" +
+	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\"\xb9\x03\n" +
 	"\vListRequest\x120\n" +
 	"\x06target\x18\x01 \x01(\v2\x18.concord.admin.v1.TargetR\x06target\x12?\n" +
 	"\vconsistency\x18\x02 \x01(\x0e2\x1d.concord.admin.v1.ConsistencyR\vconsistency\x12\x1b\n" +
@@ -1092,7 +1491,8 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tags\x127\n" +
-	"\ttag_match\x18\x06 \x01(\x0e2\x1a.concord.admin.v1.TagMatchR\btagMatch\x12A\n" +
+	"\ttag_match\x18\x06 \x01(\x0e2\x1a.concord.admin.v1.TagMatchR\btagMatch\x120\n" +
+	"\x06format\x18\b \x01(\x0e2\x18.concord.admin.v1.FormatR\x06format\x12A\n" +
 	"\x06filter\x18\a \x03(\v2).concord.admin.v1.ListRequest.FilterEntryR\x06filter\x1a9\n" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1100,21 +1500,25 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\fListResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x124\n" +
 	"\bentities\x18\x02 \x03(\v2\x18.concord.admin.v1.EntityR\bentities\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xde\x01\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xb1\x02\n" +
 	"\rMutateRequest\x12*\n" +
 	"\x04verb\x18\x01 \x01(\x0e2\x16.concord.admin.v1.VerbR\x04verb\x120\n" +
 	"\x06target\x18\x02 \x01(\v2\x18.concord.admin.v1.TargetR\x06target\x120\n" +
 	"\x06entity\x18\x03 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x19\n" +
 	"\bif_match\x18\x04 \x01(\tR\aifMatch\x12\"\n" +
-	"\rif_none_match\x18\x05 \x01(\tR\vifNoneMatch\"l\n" +
+	"\rif_none_match\x18\x05 \x01(\tR\vifNoneMatch\x12\x1f\n" +
+	"\vnull_fields\x18\x06 \x03(\tR\n" +
+	"nullFields\x120\n" +
+	"\x06format\x18\a \x01(\x0e2\x18.concord.admin.v1.FormatR\x06format\"l\n" +
 	"\x0eMutateResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x120\n" +
 	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"W\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x89\x01\n" +
 	"\fWatchRequest\x12\"\n" +
 	"\n" +
 	"from_index\x18\x01 \x01(\x04H\x00R\tfromIndex\x88\x01\x01\x12\x14\n" +
-	"\x05kinds\x18\x02 \x03(\tR\x05kindsB\r\n" +
+	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x120\n" +
+	"\x06format\x18\x03 \x01(\x0e2\x18.concord.admin.v1.FormatR\x06formatB\r\n" +
 	"\v_from_index\"\x83\x01\n" +
 	"\rWatchResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
@@ -1136,7 +1540,11 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x17CONSISTENCY_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONSISTENCY_LOCAL\x10\x01\x12\x16\n" +
 	"\x12CONSISTENCY_LEADER\x10\x02\x12\x1c\n" +
-	"\x18CONSISTENCY_LINEARIZABLE\x10\x03*K\n" +
+	"\x18CONSISTENCY_LINEARIZABLE\x10\x03*E\n" +
+	"\x06Format\x12\x16\n" +
+	"\x12FORMAT_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rFORMAT_FIELDS\x10\x01\x12\x10\n" +
+	"\fFORMAT_TYPED\x10\x02*K\n" +
 	"\bTagMatch\x12\x19\n" +
 	"\x15TAG_MATCH_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTAG_MATCH_ALL\x10\x01\x12\x11\n" +
@@ -1165,59 +1573,100 @@ func file_concord_admin_v1_config_proto_rawDescGZIP() []byte {
 	return file_concord_admin_v1_config_proto_rawDescData
 }
 
-var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_concord_admin_v1_config_proto_goTypes = []any{
-	(Consistency)(0),        // 0: concord.admin.v1.Consistency
-	(TagMatch)(0),           // 1: concord.admin.v1.TagMatch
-	(Verb)(0),               // 2: concord.admin.v1.Verb
-	(*Target)(nil),          // 3: concord.admin.v1.Target
-	(*Parent)(nil),          // 4: concord.admin.v1.Parent
-	(*Entity)(nil),          // 5: concord.admin.v1.Entity
-	(*GetRequest)(nil),      // 6: concord.admin.v1.GetRequest
-	(*GetResponse)(nil),     // 7: concord.admin.v1.GetResponse
-	(*ListRequest)(nil),     // 8: concord.admin.v1.ListRequest
-	(*ListResponse)(nil),    // 9: concord.admin.v1.ListResponse
-	(*MutateRequest)(nil),   // 10: concord.admin.v1.MutateRequest
-	(*MutateResponse)(nil),  // 11: concord.admin.v1.MutateResponse
-	(*WatchRequest)(nil),    // 12: concord.admin.v1.WatchRequest
-	(*WatchResponse)(nil),   // 13: concord.admin.v1.WatchResponse
-	(*Change)(nil),          // 14: concord.admin.v1.Change
-	(*Refusal)(nil),         // 15: concord.admin.v1.Refusal
-	nil,                     // 16: concord.admin.v1.ListRequest.FilterEntry
-	(*structpb.Struct)(nil), // 17: google.protobuf.Struct
+	(Consistency)(0),            // 0: concord.admin.v1.Consistency
+	(Format)(0),                 // 1: concord.admin.v1.Format
+	(TagMatch)(0),               // 2: concord.admin.v1.TagMatch
+	(Verb)(0),                   // 3: concord.admin.v1.Verb
+	(*Target)(nil),              // 4: concord.admin.v1.Target
+	(*Parent)(nil),              // 5: concord.admin.v1.Parent
+	(*Entity)(nil),              // 6: concord.admin.v1.Entity
+	(*GetRequest)(nil),          // 7: concord.admin.v1.GetRequest
+	(*GetResponse)(nil),         // 8: concord.admin.v1.GetResponse
+	(*ListRequest)(nil),         // 9: concord.admin.v1.ListRequest
+	(*ListResponse)(nil),        // 10: concord.admin.v1.ListResponse
+	(*MutateRequest)(nil),       // 11: concord.admin.v1.MutateRequest
+	(*MutateResponse)(nil),      // 12: concord.admin.v1.MutateResponse
+	(*WatchRequest)(nil),        // 13: concord.admin.v1.WatchRequest
+	(*WatchResponse)(nil),       // 14: concord.admin.v1.WatchResponse
+	(*Change)(nil),              // 15: concord.admin.v1.Change
+	(*Refusal)(nil),             // 16: concord.admin.v1.Refusal
+	nil,                         // 17: concord.admin.v1.ListRequest.FilterEntry
+	(*structpb.Struct)(nil),     // 18: google.protobuf.Struct
+	(*Service)(nil),             // 19: concord.admin.v1.Service
+	(*Route)(nil),               // 20: concord.admin.v1.Route
+	(*Consumer)(nil),            // 21: concord.admin.v1.Consumer
+	(*Plugin)(nil),              // 22: concord.admin.v1.Plugin
+	(*JWTSecret)(nil),           // 23: concord.admin.v1.JWTSecret
+	(*KeyAuthCredential)(nil),   // 24: concord.admin.v1.KeyAuthCredential
+	(*BasicAuthCredential)(nil), // 25: concord.admin.v1.BasicAuthCredential
+	(*ACL)(nil),                 // 26: concord.admin.v1.ACL
+	(*Upstream)(nil),            // 27: concord.admin.v1.Upstream
+	(*UpstreamTarget)(nil),      // 28: concord.admin.v1.UpstreamTarget
+	(*Certificate)(nil),         // 29: concord.admin.v1.Certificate
+	(*SNI)(nil),                 // 30: concord.admin.v1.SNI
+	(*CACertificate)(nil),       // 31: concord.admin.v1.CACertificate
+	(*Vault)(nil),               // 32: concord.admin.v1.Vault
+	(*Key)(nil),                 // 33: concord.admin.v1.Key
+	(*KeySet)(nil),              // 34: concord.admin.v1.KeySet
+	(*HMACAuthCredential)(nil),  // 35: concord.admin.v1.HMACAuthCredential
+	(*OAuth2Credential)(nil),    // 36: concord.admin.v1.OAuth2Credential
 }
 var file_concord_admin_v1_config_proto_depIdxs = []int32{
-	4,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
-	17, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
-	3,  // 2: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
-	0,  // 3: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
-	5,  // 4: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
-	3,  // 5: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
-	0,  // 6: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
-	1,  // 7: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
-	16, // 8: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
-	5,  // 9: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
-	2,  // 10: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
-	3,  // 11: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
-	5,  // 12: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
-	5,  // 13: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
-	14, // 14: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
-	5,  // 15: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
-	17, // 16: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
-	6,  // 17: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
-	8,  // 18: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
-	10, // 19: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
-	12, // 20: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
-	7,  // 21: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
-	9,  // 22: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
-	11, // 23: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
-	13, // 24: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
-	21, // [21:25] is the sub-list for method output_type
-	17, // [17:21] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
+	18, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
+	19, // 2: concord.admin.v1.Entity.service:type_name -> concord.admin.v1.Service
+	20, // 3: concord.admin.v1.Entity.route:type_name -> concord.admin.v1.Route
+	21, // 4: concord.admin.v1.Entity.consumer:type_name -> concord.admin.v1.Consumer
+	22, // 5: concord.admin.v1.Entity.plugin:type_name -> concord.admin.v1.Plugin
+	23, // 6: concord.admin.v1.Entity.jwt_secret:type_name -> concord.admin.v1.JWTSecret
+	24, // 7: concord.admin.v1.Entity.keyauth_credential:type_name -> concord.admin.v1.KeyAuthCredential
+	25, // 8: concord.admin.v1.Entity.basicauth_credential:type_name -> concord.admin.v1.BasicAuthCredential
+	26, // 9: concord.admin.v1.Entity.acl:type_name -> concord.admin.v1.ACL
+	27, // 10: concord.admin.v1.Entity.upstream:type_name -> concord.admin.v1.Upstream
+	28, // 11: concord.admin.v1.Entity.target:type_name -> concord.admin.v1.UpstreamTarget
+	29, // 12: concord.admin.v1.Entity.certificate:type_name -> concord.admin.v1.Certificate
+	30, // 13: concord.admin.v1.Entity.sni:type_name -> concord.admin.v1.SNI
+	31, // 14: concord.admin.v1.Entity.ca_certificate:type_name -> concord.admin.v1.CACertificate
+	32, // 15: concord.admin.v1.Entity.vault:type_name -> concord.admin.v1.Vault
+	33, // 16: concord.admin.v1.Entity.key:type_name -> concord.admin.v1.Key
+	34, // 17: concord.admin.v1.Entity.key_set:type_name -> concord.admin.v1.KeySet
+	35, // 18: concord.admin.v1.Entity.hmacauth_credential:type_name -> concord.admin.v1.HMACAuthCredential
+	36, // 19: concord.admin.v1.Entity.oauth2_credential:type_name -> concord.admin.v1.OAuth2Credential
+	4,  // 20: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
+	0,  // 21: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
+	1,  // 22: concord.admin.v1.GetRequest.format:type_name -> concord.admin.v1.Format
+	6,  // 23: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
+	4,  // 24: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
+	0,  // 25: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
+	2,  // 26: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
+	1,  // 27: concord.admin.v1.ListRequest.format:type_name -> concord.admin.v1.Format
+	17, // 28: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
+	6,  // 29: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
+	3,  // 30: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
+	4,  // 31: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
+	6,  // 32: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
+	1,  // 33: concord.admin.v1.MutateRequest.format:type_name -> concord.admin.v1.Format
+	6,  // 34: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
+	1,  // 35: concord.admin.v1.WatchRequest.format:type_name -> concord.admin.v1.Format
+	15, // 36: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
+	6,  // 37: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
+	18, // 38: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
+	7,  // 39: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
+	9,  // 40: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
+	11, // 41: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
+	13, // 42: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
+	8,  // 43: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
+	10, // 44: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
+	12, // 45: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
+	14, // 46: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
+	43, // [43:47] is the sub-list for method output_type
+	39, // [39:43] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_concord_admin_v1_config_proto_init() }
@@ -1225,8 +1674,27 @@ func file_concord_admin_v1_config_proto_init() {
 	if File_concord_admin_v1_config_proto != nil {
 		return
 	}
+	file_concord_admin_v1_entities_proto_init()
 	file_concord_admin_v1_config_proto_msgTypes[2].OneofWrappers = []any{
 		(*Entity_Fields)(nil),
+		(*Entity_Service)(nil),
+		(*Entity_Route)(nil),
+		(*Entity_Consumer)(nil),
+		(*Entity_Plugin)(nil),
+		(*Entity_JwtSecret)(nil),
+		(*Entity_KeyauthCredential)(nil),
+		(*Entity_BasicauthCredential)(nil),
+		(*Entity_Acl)(nil),
+		(*Entity_Upstream)(nil),
+		(*Entity_Target)(nil),
+		(*Entity_Certificate)(nil),
+		(*Entity_Sni)(nil),
+		(*Entity_CaCertificate)(nil),
+		(*Entity_Vault)(nil),
+		(*Entity_Key)(nil),
+		(*Entity_KeySet)(nil),
+		(*Entity_HmacauthCredential)(nil),
+		(*Entity_Oauth2Credential)(nil),
 	}
 	file_concord_admin_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
@@ -1234,7 +1702,7 @@ func file_concord_admin_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_admin_v1_config_proto_rawDesc), len(file_concord_admin_v1_config_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
