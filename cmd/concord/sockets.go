@@ -97,6 +97,9 @@ func (s *sockets) settle(ctx context.Context) {
 	for _, g := range []*listen.Group{s.proxy, s.admin, s.status} {
 		g.Settled(ctx)
 	}
+	for _, l := range s.quic {
+		l.Settled(ctx)
+	}
 	for setting, g := range s.groups() {
 		if setting != quicSetting { // its connections need the socket until they end
 			g.Close()

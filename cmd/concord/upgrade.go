@@ -111,7 +111,12 @@ func (n *node) retire(ctx context.Context) {
 	awaitDone(silent, func() bool { return open.proxy.Conns() <= int(n.front.counters().Active) }) // a server has every connection that was accepted
 	open.settle(silent)
 	var ends sync.WaitGroup
-	ends.Go(func() { n.front.retire(ctx) })
+	ends.Go(func() {
+		n.front.retire(ctx)
+		for _, l := range open.quic {
+			l.Linger(ctx)
+		}
+	})
 	for _, srv := range n.servers { // their answers end connections, too; see retiring
 		ends.Go(func() {
 			awaitDone(silent, func() bool { return n.httpConns.Load() == 0 })

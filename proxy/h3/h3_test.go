@@ -69,6 +69,14 @@ func start(t *testing.T, serve func(*exchange.Exchange), set func(*h3.Options)) 
 		set(&o)
 	}
 	f.server = h3.New(o)
+	f.client = newClient()
+	f.listen(t, nil)
+	return f
+}
+
+// listen serves on a socket of its own, or on an inherited one.
+func (f *fixture) listen(t *testing.T, from *listen.Inherited) {
+	t.Helper()
 	cert, err := listen.DefaultCertificate(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +86,7 @@ func start(t *testing.T, serve func(*exchange.Exchange), set func(*h3.Options)) 
 		t.Fatal(err)
 	}
 	f.listener, err = h3.Listen(context.Background(), h3.ListenOptions{
-		Spec: specs[0], Server: f.server, TLS: listen.TLSConfig(listen.TLSOptions{Default: cert}), Gate: f.gate, Secret: []byte("secret"),
+		Spec: specs[0], Server: f.server, TLS: listen.TLSConfig(listen.TLSOptions{Default: cert}), Gate: f.gate, Secret: []byte("secret"), Inherited: from,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +94,6 @@ func start(t *testing.T, serve func(*exchange.Exchange), set func(*h3.Options)) 
 	served := make(chan error, 1)
 	go func() { served <- f.listener.Serve() }()
 	f.url = "https://" + f.listener.Addr().String()
-	f.client = newClient()
 	t.Cleanup(func() {
 		_ = f.client.Close()
 		f.listener.Stop()
@@ -100,7 +107,6 @@ func start(t *testing.T, serve func(*exchange.Exchange), set func(*h3.Options)) 
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return f
 }
 
 func newClient() *http3.Transport {
@@ -559,7 +565,9 @@ func TestShutdown(t *testing.T) {
 	}
 	other := newClient()
 	defer other.Close()
-	if res, err := other.RoundTrip(request(t, "GET", f.url, nil)); err == nil {
+	soon, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if res, err := other.RoundTrip(request(t, "GET", f.url, nil).WithContext(soon)); err == nil {
 		t.Errorf("a new connection was served: %v", res.Status)
 	}
 }

@@ -52,7 +52,7 @@ type Listener struct {
 	spec      listen.Spec
 	server    ConnServer
 	log       *slog.Logger
-	udp       *net.UDPConn
+	socket    *socket
 	transport *quic.Transport
 	config    *quic.Config
 
@@ -100,20 +100,25 @@ func Listen(ctx context.Context, o ListenOptions) (*Listener, error) {
 	if o.TLS.MaxVersion != 0 && o.TLS.MaxVersion < tls.VersionTLS13 {
 		return nil, fmt.Errorf("listen %s: %w", o.Spec, errTLS13)
 	}
-	socket, err := o.Spec.ListenQUIC(ctx, o.Port, o.Inherited)
+	packets, err := o.Spec.ListenQUIC(ctx, o.Port, o.Inherited)
 	if err != nil {
 		return nil, err
 	}
-	udp, ok := socket.(*net.UDPConn)
+	udp, ok := packets.(*net.UDPConn)
 	if !ok {
-		_ = socket.Close()
+		_ = packets.Close()
 		return nil, fmt.Errorf("listen %s: not a UDP socket", o.Spec)
 	}
-	l := &Listener{spec: o.Spec, server: o.Server, log: o.Log, udp: udp, conns: map[*quic.Conn]*Conn{}}
+	sock, err := openSocket(udp, o.Spec.QUICSocketName(), derive(o, "id"), o.Inherited)
+	if err != nil {
+		_ = udp.Close()
+		return nil, err
+	}
+	l := &Listener{spec: o.Spec, server: o.Server, log: o.Log, socket: sock, conns: map[*quic.Conn]*Conn{}}
 	l.current.Store(&present{o.TLS, o.Gate})
 	token, reset := quic.TokenGeneratorKey(derive(o, "token")), quic.StatelessResetKey(derive(o, "reset"))
 	l.transport = &quic.Transport{
-		Conn: udp, ConnectionIDLength: 8, TokenGeneratorKey: &token, StatelessResetKey: &reset,
+		Conn: sock, ConnectionIDGenerator: sock, TokenGeneratorKey: &token, StatelessResetKey: &reset,
 		VerifySourceAddress: func(net.Addr) bool { return l.handshakes.Load() >= manyHandshakes },
 		ConnContext:         l.admit,
 	}
@@ -160,7 +165,7 @@ func (l *Listener) shaken(c *Conn) {
 func (l *Listener) Use(config *tls.Config, gate Gate) { l.current.Store(&present{config, gate}) }
 
 // Addr is where the listener listens.
-func (l *Listener) Addr() net.Addr { return l.udp.LocalAddr() }
+func (l *Listener) Addr() net.Addr { return l.socket.LocalAddr() }
 
 // SocketName is how a socket like this one is known to listen.Inherited.
 func (l *Listener) SocketName() string { return l.spec.QUICSocketName() }
@@ -211,10 +216,10 @@ func (l *Listener) Serve() error {
 			continue
 		}
 		c.quic = qc
-		l.shaken(c)
 		l.mu.Lock()
 		l.conns[qc] = c
 		l.mu.Unlock()
+		l.shaken(c)
 		go func() {
 			l.server.ServeConn(c)
 			l.mu.Lock()
@@ -231,22 +236,29 @@ func (l *Listener) Serving() bool {
 	return l.serving
 }
 
-// Drain, after Stop, ends connections on which no request runs, until none is left or ctx ends.
-func (l *Listener) Drain(ctx context.Context) {
-	t := time.NewTicker(50 * time.Millisecond)
-	defer t.Stop()
-	for {
+// Settled waits, after Stop, until the server has every connection that was begun, at most as long as ctx.
+func (l *Listener) Settled(ctx context.Context) {
+	l.await(ctx, func() bool {
 		l.mu.Lock()
-		left := len(l.conns)
+		defer l.mu.Unlock()
 		for _, c := range l.conns {
-			if served := c.served.Load(); served != nil && served.quiet() {
-				go served.close()
+			if c.served.Load() == nil {
+				return false
 			}
 		}
-		l.mu.Unlock()
-		if left == 0 {
-			return
-		}
+		return l.handshakes.Load() == 0
+	})
+}
+
+// Linger waits until the process before this one, whose packets come through this one, has ended, at most as long as ctx.
+func (l *Listener) Linger(ctx context.Context) {
+	l.await(ctx, func() bool { return l.socket.ancestor.Load() == nil })
+}
+
+func (l *Listener) await(ctx context.Context, done func() bool) {
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for !done() {
 		select {
 		case <-ctx.Done():
 			return
@@ -255,24 +267,42 @@ func (l *Listener) Drain(ctx context.Context) {
 	}
 }
 
-// Socket gives out the socket, with its name for listen.Inherited. The descriptor is valid during the call only.
-func (l *Listener) Socket(give func(name string, fd int) error) error {
-	return listen.GiveNamed(l.SocketName(), l.udp, give)
+// Drain, after Stop, ends connections on which no request runs, until none is left or ctx ends.
+func (l *Listener) Drain(ctx context.Context) {
+	l.await(ctx, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, c := range l.conns {
+			if served := c.served.Load(); served != nil && served.quiet() {
+				go served.close()
+			}
+		}
+		return len(l.conns) == 0
+	})
 }
 
-// Stop accepts no more connections; those that are open stay.
+// Socket gives out the socket for another process, with its name for listen.Inherited. The descriptors are valid during the call only.
+func (l *Listener) Socket(give func(name string, fd int) error) error {
+	return l.socket.give(l.SocketName(), give)
+}
+
+// Stop accepts no more connections; those that are open stay. If another process was given the socket, it reads it from now on: what this
+// one has begun to accept, it accepts.
 func (l *Listener) Stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopped = true
-	if l.ln != nil {
+	if l.ln != nil && !l.socket.handOver() {
 		_ = l.ln.Close()
 	}
 }
 
 // Close ends the listener, and connections that are still open with it, without a word: the server is to be shut down before.
 func (l *Listener) Close() {
-	l.Stop()
+	l.mu.Lock()
+	l.stopped = true
+	l.mu.Unlock()
+	l.socket.closing.Store(true)
 	_ = l.transport.Close()
-	_ = l.udp.Close()
+	_ = l.socket.Close()
 }

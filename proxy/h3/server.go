@@ -102,6 +102,7 @@ type conn struct {
 	requests atomic.Uint64
 	mu       sync.Mutex
 	running  int         // handlers
+	last     time.Time   // when one returned
 	idle     *time.Timer // ends the connection; stopped while handlers run
 	points   float64     // see charge
 	charged  time.Time
@@ -112,8 +113,8 @@ func (s *Server) ServeConn(qc *Conn) {
 	c := &conn{s: s, quic: qc.quic, points: maxPoints}
 	state := c.quic.ConnectionState().TLS
 	c.info = exchange.Conn{Local: addrPort(c.quic.LocalAddr()), TLS: &state, SNI: state.ServerName, Serial: qc.serial}
-	qc.served.Store(c)
 	s.mu.Lock()
+	qc.served.Store(c)
 	if s.closing {
 		s.mu.Unlock()
 		c.close()
@@ -175,15 +176,18 @@ func (c *conn) begin() bool {
 func (c *conn) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.last = time.Now()
 	if c.running--; c.running == 0 {
 		c.idle.Reset(c.s.o.IdleTimeout)
 	}
 }
 
+// quiet tells whether no request runs, and the last answer has had the time to get there: closing a connection takes back what the
+// client has not acknowledged.
 func (c *conn) quiet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.running == 0
+	return c.running == 0 && time.Since(c.last) > farewell
 }
 
 // Conns returns how many connections are open.
@@ -193,9 +197,9 @@ func (s *Server) Conns() int {
 	return len(s.conns)
 }
 
-// farewell is how long a client has to hear that it shall go away before its connection is closed: what it has sent until then is
-// refused in a way that tells it to send it again elsewhere.
-const farewell = 500 * time.Millisecond
+// farewell is how long a client that was told to go away may take to do so: what it has sent before it knew is refused in a way that tells
+// it to send it again elsewhere.
+const farewell = 2 * time.Second
 
 // Shutdown tells clients to go away, lets what is under way finish, and cuts what is left when ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {

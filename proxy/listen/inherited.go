@@ -69,6 +69,20 @@ func (i *Inherited) packetConn(network, address string) (net.PacketConn, error) 
 	return pc, nil
 }
 
+// Conn takes a connected socket with the name kind and name, joined as Sockets gave it out; nil when there is none.
+func (i *Inherited) Conn(kind, name string) (net.Conn, error) {
+	f := i.take(kind, name)
+	if f == nil {
+		return nil, nil
+	}
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("inherited socket: %w", err)
+	}
+	return c, nil
+}
+
 // Close closes the sockets that nobody has taken: their listeners are not configured any more.
 func (i *Inherited) Close() {
 	if i == nil {

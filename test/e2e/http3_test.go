@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,5 +88,81 @@ func TestHTTP3(t *testing.T) {
 			t.Fatalf("access log: %s", b)
 		}
 		b, _ = os.ReadFile(log)
+	}
+}
+
+// TestHTTP3Upgrade changes the program under clients of HTTP/3, one of which is in the middle of a request.
+func TestHTTP3Upgrade(t *testing.T) {
+	t.Parallel()
+	up := harness.StartEcho(t)
+	n := harness.NewNode(t, "solo")
+	n.Env = []string{"CONCORD_PROXY_LISTEN=" + n.ProxyTLS + " http2 http3 ssl"}
+	n.Start()
+	expect(t, "service", n.Form("POST", "/services", "name", "s", "url", up.URL), 201)
+	last := expect(t, "route", n.Form("POST", "/services/s/routes", "paths[]", "/h"), 201)
+	url := "https://" + n.ProxyTLS + "/h"
+	fetch(t, overHTTP3(t), "GET", url, "", "X-Min-Config-Index", last.Index())
+
+	in, out := io.Pipe()
+	defer out.Close()
+	slow := make(chan string, 1)
+	tr := overHTTP3(t)
+	go func() {
+		r, _ := http.NewRequest("POST", url, in)
+		res, err := tr.RoundTrip(r)
+		if err != nil {
+			slow <- err.Error()
+			return
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		slow <- fmt.Sprintf("%d %d %v", res.StatusCode, strings.Count(string(b), "0123456789"), err)
+	}()
+	if _, err := io.WriteString(out, "0123456789"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var clients sync.WaitGroup
+	var ok atomic.Int64
+	for i := range 4 {
+		client := overHTTP3(t)
+		clients.Go(func() {
+			for k := 0; ctx.Err() == nil; k++ {
+				tr := client
+				if i%2 == 0 { // a new connection each
+					tr = &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+				}
+				r, _ := http.NewRequest("GET", url, nil)
+				res, err := tr.RoundTrip(r)
+				if err == nil {
+					_, err = io.Copy(io.Discard, res.Body)
+				}
+				if err != nil {
+					t.Errorf("client %d, request %d: %v", i, k, err)
+					return
+				}
+				ok.Add(1)
+				if i%2 == 0 {
+					_ = tr.Close()
+				}
+			}
+		})
+	}
+	for range 2 {
+		before := ok.Load()
+		mustUpgrade(t, n)
+		for end := time.Now().Add(20 * time.Second); ok.Load() < before+50 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		}
+	}
+	_, _ = io.WriteString(out, strings.Repeat("0123456789", 50000))
+	_ = out.Close()
+	if got := <-slow; got != "200 50001 <nil>" {
+		t.Errorf("the request that was under way: %s", got)
+	}
+	stop()
+	clients.Wait()
+	if ok.Load() < 100 {
+		t.Errorf("only %d requests", ok.Load())
 	}
 }
