@@ -41,6 +41,8 @@ func TestFailedWriteIsFatal(t *testing.T) {
 			stores := map[string]*faulty{}
 			nodes := startCluster(t, 3, func(o *Options) {
 				o.Tuning.WriteStall = 500 * time.Millisecond
+				// No election in between: raft panics when it cannot note a term, which a process that has ended cannot do.
+				o.Tuning.HeartbeatTimeout, o.Tuning.ElectionTimeout, o.Tuning.LeaderLease = time.Second, time.Second, 500*time.Millisecond
 				f := &faulty{}
 				stores[o.Prefix] = f
 				o.wrapStore = func(b backend) backend { f.backend = b; return f }

@@ -271,7 +271,7 @@ func (n *Node) admit(ctx context.Context, conn tls.ConnectionState, message []by
 	if err := json.Compact(&compact, keys); err != nil {
 		return joinAnswer{}, err
 	}
-	if err := m.raft.AddNonvoter(raft.ServerID(body.Node.ID), raft.ServerAddress(body.Node.Address), 0, 0).Error(); err != nil {
+	if err := m.await(m.raft.AddNonvoter(raft.ServerID(body.Node.ID), raft.ServerAddress(body.Node.Address), 0, 0)); err != nil {
 		m.log.Warn("a node was admitted, but not added to raft", "node", body.Node.ID, "error", err)
 		return joinAnswer{}, &RefusedError{lostInBetween}
 	}

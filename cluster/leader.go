@@ -53,7 +53,7 @@ func (m *membership) leadership() {
 func (m *membership) lead(ctx context.Context) {
 	// The machine must hold what earlier leaders committed before anything is decided on it.
 	for ctx.Err() == nil {
-		err := m.raft.Barrier(0).Error()
+		err := m.await(m.raft.Barrier(0))
 		if err == nil {
 			err = m.ensureMeta(ctx)
 		}
@@ -233,7 +233,7 @@ func (d *duties) promote(_ context.Context, status map[string]peerStatus) error 
 			d.since[id] = time.Now()
 		}
 		if time.Since(d.since[id]) >= d.opt.Tuning.StabilizationTime {
-			if err := d.raft.AddVoter(s.ID, s.Address, 0, 0).Error(); err != nil {
+			if err := d.await(d.raft.AddVoter(s.ID, s.Address, 0, 0)); err != nil {
 				return err
 			}
 			d.log.Log(context.Background(), levelNotice, "node may vote now", "node", id, "name", row.Val.Name)
@@ -403,7 +403,7 @@ func (m *membership) removeNode(ctx context.Context, id string) error {
 	}
 	if target >= 0 {
 		// Before the new key is committed: a node that is no longer replicated to never sees it.
-		if err := m.raft.RemoveServer(raft.ServerID(id), 0, 0).Error(); err != nil {
+		if err := m.await(m.raft.RemoveServer(raft.ServerID(id), 0, 0)); err != nil {
 			return leaderError(err)
 		}
 	}

@@ -70,7 +70,7 @@ func (m *membership) leadAnnounce(ctx context.Context, from string, own entity.C
 		if s.Suffrage == raft.Voter {
 			add = m.raft.AddVoter
 		}
-		if err := add(s.ID, raft.ServerAddress(own.Address), 0, 0).Error(); err != nil {
+		if err := m.await(add(s.ID, raft.ServerAddress(own.Address), 0, 0)); err != nil {
 			return none{}, leaderError(err)
 		}
 		m.log.Log(context.Background(), levelNotice, "a node has another address", "node", from, "address", own.Address)

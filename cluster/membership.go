@@ -45,6 +45,8 @@ type membership struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
+	ended  context.Context // done once raft has stopped
+	end    context.CancelFunc
 	work   sync.WaitGroup
 }
 
@@ -54,6 +56,7 @@ func (n *Node) enter(ctx context.Context, id identity) (_ *membership, err error
 		Node: n, id: id, nudges: make(chan struct{}, 1), changed: make(chan struct{}, 1), notify: make(chan bool, 64),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.ended, m.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.stop(false))
@@ -170,6 +173,7 @@ func (m *membership) stop(polite bool) error {
 		done := m.raft.Shutdown()
 		m.port.CutAll() // or raft waits for peers that do not answer
 		errs = append(errs, done.Error())
+		m.end()
 	}
 	if m.trans != nil {
 		errs = append(errs, m.trans.Close())

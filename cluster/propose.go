@@ -42,7 +42,7 @@ func (m *membership) propose(ctx context.Context, c command.Command) (fsm.Result
 	}
 	m.inflight.Add(1)
 	f := m.raft.Apply(command.Encode(c), 0)
-	err := f.Error()
+	err := m.await(f)
 	if m.inflight.Add(-1) == 0 {
 		wake(m.nudges)
 	}
@@ -54,6 +54,19 @@ func (m *membership) propose(ctx context.Context, c command.Command) (fsm.Result
 		return fsm.Result{}, fmt.Errorf("log entry %d was not applied", f.Index())
 	}
 	return res, nil
+}
+
+// await waits for one of raft's futures, or until raft has stopped: what was on its way to the state machine then is never answered
+// (hashicorp/raft v1.7.3 leaves the queue of its goroutine behind).
+func (m *membership) await(f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-m.ended.Done():
+		return raft.ErrRaftShutdown
+	}
 }
 
 // leaderError translates raft's errors into those of this package.
@@ -78,7 +91,7 @@ func (m *membership) nudger() {
 			return
 		case <-m.nudges:
 			if m.inflight.Load() == 0 && !m.alone() {
-				_ = m.raft.Barrier(time.Second).Error() // best effort: the next entry or heartbeat tells the same
+				_ = m.await(m.raft.Barrier(time.Second)) // best effort: the next entry or heartbeat tells the same
 			}
 		}
 	}
@@ -97,7 +110,7 @@ type readIndexAnswer struct {
 
 func (m *membership) leadReadIndex(context.Context, string, struct{}) (readIndexAnswer, error) {
 	index := m.machine.index() // before the question, so that whoever leads later has at least this
-	if err := m.raft.VerifyLeader().Error(); err != nil {
+	if err := m.await(m.raft.VerifyLeader()); err != nil {
 		return readIndexAnswer{}, ErrNotLeader
 	}
 	return readIndexAnswer{index}, nil

@@ -16,7 +16,9 @@ import (
 	"concord/fsm/entity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*deferError).Error"))
+}
 
 // TestPropagation prints how long a write takes to be answered and to reach every machine.
 func TestPropagation(t *testing.T) {
