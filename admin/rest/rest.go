@@ -57,9 +57,11 @@ type Options struct {
 	Cluster Cluster // nil: /cluster is absent
 	// Balancer is this node's; nil: the health of upstreams is absent.
 	Balancer Balancer
-	Plugins  []Plugin
-	Info     Info
-	Log      *slog.Logger
+	// Tracer is this node's proxy; nil: /debug/route is absent.
+	Tracer  Tracer
+	Plugins []Plugin
+	Info    Info
+	Log     *slog.Logger
 }
 
 // API is the Admin API.
@@ -74,6 +76,7 @@ func New(o Options) *API {
 	a := newAPI(o)
 	a.nodeRoutes()
 	a.debugRoutes()
+	a.traceRoutes()
 	a.schemaRoutes()
 	a.entityRoutes()
 	a.apiRoutes()

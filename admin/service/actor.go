@@ -48,6 +48,7 @@ const (
 	OperateNode   Power = "change how this node works"        // log level, health of targets
 	ManageCluster Power = "change the members of the cluster" //
 	ReadAudit     Power = "read the audit log"                //
+	TraceRoutes   Power = "see how requests are routed"       // among all routes, whoever they belong to
 )
 
 // grant is what an actor may do, by the rows of one view.
@@ -127,6 +128,8 @@ func (g grant) may(p Power) error {
 		ok = true
 	case p == OperateNode:
 		ok = g.role == entity.RoleAdmin && !g.limited()
+	case p == TraceRoutes:
+		ok = !g.limited()
 	case p == ReadAudit:
 		ok = slices.Contains(g.entities, entity.AuditScope)
 	}

@@ -429,7 +429,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		}
 	}
 	options := rest.Options{
-		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Plugins: described, Log: n.log,
+		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Tracer: &tracer{n.compiler.Holder(), n.balancer}, Plugins: described, Log: n.log,
 		Guard: auth.NewGuard(auth.GuardOptions{Hosts: n.s.AdminAllowedHosts, Origins: n.s.AdminAllowedOrigins}),
 		Info: rest.Info{
 			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.front.counters,

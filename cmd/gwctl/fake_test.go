@@ -90,4 +90,14 @@ func entities(mux *http.ServeMux, calls string) {
 		}
 		return 200, `{}`
 	})
+	handle("POST /debug/route", func(body string) (int, string) {
+		if strings.Contains(body, "none") {
+			return 200, `{"path":"/none","matched":[],"near":[],"plugins":[],"notes":[]}`
+		}
+		return 200, `{"path":"/api","matched":[{"id":"id-1","name":"long","path":"/api","checks":[{"criterion":"paths","ok":true,"why":"\"/api\", wanted the prefix /api"}]},` +
+			`{"id":"id-2","name":"short","path":"/","lost":"too short","checks":[]}],` +
+			`"near":[{"id":"id-3","checks":[{"criterion":"paths","ok":true,"why":"fine"},{"criterion":"methods","ok":false,"why":"GET, wanted POST"}]}],` +
+			`"plugins":[{"name":"key-auth","id":"p1","priority":1250,"scope":"global","phases":["access"]},{"name":"rate-limiting","id":"p2","priority":910,"scope":"route","phases":["access","header_filter"]}],` +
+			`"service":"one","upstream":"http://127.0.0.1:1/","notes":["mind the gap"]}`
+	})
 }

@@ -93,7 +93,7 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
-	root.AddCommand(getCmd(o), listCmd(o), createCmd(o), applyCmd(o), editCmd(o), deleteCmd(o))
+	root.AddCommand(getCmd(o), listCmd(o), createCmd(o), applyCmd(o), editCmd(o), deleteCmd(o), routeCmd(o))
 	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o), configCmd(o))
 	return root
 }

@@ -74,6 +74,11 @@ func (s *Snapshot) Find(q *router.Query) (Target, bool) {
 	return t, true
 }
 
+// Explain tells how a request is routed and why; see router.Explain. It is for people, not for traffic.
+func (s *Snapshot) Explain(q *router.Query, limit int) []router.Verdict {
+	return s.router.Explain(q, limit)
+}
+
 // StreamTarget is where a stream session goes.
 type StreamTarget struct {
 	Route   *router.StreamRoute
@@ -143,6 +148,20 @@ type Step struct {
 	route, service, consumer string // scope; "" is any
 	level                    int
 	secretParams             []string
+}
+
+// Scope says in words what the plugin is configured on.
+func (s *Step) Scope() string {
+	var parts []string
+	for _, p := range []struct{ name, id string }{{"route", s.route}, {"service", s.service}, {"consumer", s.consumer}} {
+		if p.id != "" {
+			parts = append(parts, p.name)
+		}
+	}
+	if parts == nil {
+		return "global"
+	}
+	return strings.Join(parts, " and ")
 }
 
 // scopeLevel is Kong's precedence between several configurations of one plugin; the lowest wins.

@@ -168,6 +168,10 @@ func TestIndexEqualsLinearAndIncrementalEqualsFull(t *testing.T) {
 				if ok != (id != "") || ok && (m.Route.Entity.ID != id || m.entry.path != path) {
 					t.Fatalf("%+v: indexed %+v %t, linear %s %s", q, m.entry, ok, id, path)
 				}
+				verdicts := versions[v].Explain(q, 100)
+				if explained := len(verdicts) > 0 && verdicts[0].Matched; explained != ok || ok && verdicts[0].entry != m.entry || len(verdicts) != versions[v].Len() {
+					t.Fatalf("%+v: indexed %+v %t, explained %+v", q, m.entry, ok, verdicts)
+				}
 			}
 		}
 	})
