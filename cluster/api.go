@@ -44,6 +44,7 @@ type Tuning struct {
 	MinQuorum         int           // 3 voters that are never gone below by removing dead nodes
 	ExpireEvery       time.Duration // 5 s between deletions of expired rows
 	CertificateLife   time.Duration // 7 days; renewed at two thirds
+	TicketKeyLife     time.Duration // 12 h until the keys of TLS session tickets move on by one
 	WriteStall        time.Duration // 5 s that a write to the log may take
 }
 
@@ -63,6 +64,7 @@ func (t *Tuning) defaults() {
 	def(&t.DeadAfter, 24*time.Hour)
 	def(&t.ExpireEvery, 5*time.Second)
 	def(&t.CertificateLife, 7*24*time.Hour)
+	def(&t.TicketKeyLife, 12*time.Hour)
 	def(&t.WriteStall, 5*time.Second)
 	if t.SnapshotThreshold == 0 {
 		t.SnapshotThreshold = 8192

@@ -108,7 +108,7 @@ func (m *membership) ensureMeta(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gossipKey, err := newGossipKey()
+	gossipKey, err := newSecretKey()
 	if err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (d *duties) run(ctx context.Context) {
 		what string
 		do   func(context.Context, map[string]peerStatus) error
 	}{
-		{"promoting a caught-up node", d.promote}, {"removing a dead node", d.bury}, {"rotating the gossip key", d.rotate},
+		{"promoting a caught-up node", d.promote}, {"removing a dead node", d.bury}, {"rotating the gossip key", d.rotate}, {"rotating the keys of TLS session tickets", d.rotateTickets},
 		{"raising the cluster level", func(ctx context.Context, _ map[string]peerStatus) error { return d.raise(ctx) }}, {"deleting expired rows", d.expire},
 	} {
 		if err := duty.do(ctx, status); err != nil && ctx.Err() == nil {
@@ -389,7 +389,7 @@ func (m *membership) removeNode(ctx context.Context, id string) error {
 	}
 	if meta, ok := m.rows.clusterMeta(); ok {
 		next := meta.Val
-		key, err := newGossipKey()
+		key, err := newSecretKey()
 		if err != nil {
 			return err
 		}

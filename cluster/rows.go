@@ -34,10 +34,11 @@ type rows struct {
 	meta   *state.Table[entity.ClusterMeta]
 	nodes  *state.Table[entity.ClusterNode]
 	tokens *state.Table[entity.ClusterToken]
+	ticket *state.Table[entity.TLSTicketKeys]
 }
 
 func newRows(s *state.Store) *rows {
-	return &rows{s, state.TableOf[entity.ClusterMeta](s), state.TableOf[entity.ClusterNode](s), state.TableOf[entity.ClusterToken](s)}
+	return &rows{s, state.TableOf[entity.ClusterMeta](s), state.TableOf[entity.ClusterNode](s), state.TableOf[entity.ClusterToken](s), state.TableOf[entity.TLSTicketKeys](s)}
 }
 
 func (r *rows) clusterMeta() (state.Row[entity.ClusterMeta], bool) {
@@ -77,6 +78,8 @@ func (r *rows) put(id string, val any, ifIndex uint64, expiresMS int64) (command
 		table = "cluster_nodes"
 	case *entity.ClusterToken:
 		table = "cluster_tokens"
+	case *entity.TLSTicketKeys:
+		table = "tls_ticket_keys"
 	}
 	t, ok := r.store.Table(table)
 	if !ok {
@@ -100,7 +103,7 @@ func (r *rows) put(id string, val any, ifIndex uint64, expiresMS int64) (command
 	return command.Put{Table: t.Number(), ID: key, IfIndex: ifIndex, Expires: expiresMS, Raw: raw}, err
 }
 
-func newGossipKey() (string, error) {
+func newSecretKey() (string, error) {
 	key := make([]byte, 32)
 	_, err := rand.Read(key)
 	return base64.StdEncoding.EncodeToString(key), err

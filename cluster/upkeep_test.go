@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sort"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,5 +241,51 @@ func TestWildcard(t *testing.T) {
 			}
 		}
 		n.mustWrite("w" + n.opt.Name)
+	}
+}
+
+// TestTicketKeys: every node gets the three keys of TLS session tickets, they move on by one, and never two leaders' keys are mixed.
+func TestTicketKeys(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3, func(o *Options) { o.Tuning.TicketKeyLife = 1500 * time.Millisecond })
+	keys := func(n *testNode) []string {
+		row, _ := n.rows.ticket.Get(n.rows.store.View(), metaID)
+		return row.Val.Keys
+	}
+	seen := keys(nodes[0])
+	for rotations := 0; rotations < 3; {
+		eventually(t, "rotation", func() error {
+			if slices.Equal(keys(nodes[0]), seen) {
+				return errors.New("the keys are the same still")
+			}
+			return nil
+		})
+		next := keys(nodes[0])
+		if len(next) != ticketKeys || next[0] == next[1] || next[1] == next[2] || next[0] == next[2] {
+			t.Fatalf("keys are %d, or are equal", len(next))
+		}
+		if len(seen) > 0 && next[ticketCurrent] == seen[ticketNext] { // else one was missed
+			if next[ticketPrevious] != seen[ticketCurrent] {
+				t.Error("the current key did not become the previous one")
+			}
+			rotations++
+		}
+		seen = next
+	}
+	for _, n := range nodes[1:] {
+		eventually(t, "the same keys everywhere", func() error {
+			if a, b := keys(nodes[0]), keys(n); !slices.Equal(a, b) {
+				return errors.New("they differ")
+			}
+			return nil
+		})
+	}
+	leader := leaderOf(t, nodes)
+	table, _ := leader.rows.store.Table("tls_ticket_keys")
+	row, ok := table.Get(leader.rows.store.View(), metaID)
+	for _, k := range keys(leader) {
+		if !ok || strings.Contains(string(row.Raw), k) {
+			t.Error("a key is stored in clear")
+		}
 	}
 }

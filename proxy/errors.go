@@ -39,6 +39,8 @@ var (
 	errOverload  = &failure{status: 503, message: "Too many requests are running"}
 	errAmbiguous = &failure{status: 400, message: "The path leads elsewhere when its escaped separators are decoded"}
 	errTooLarge  = &failure{status: 413, message: plugin.Message(413), nginx: true}
+	// RFC 9110 §15.5.20: the client may try again on a connection of its own for the host.
+	errMisdirected = &failure{status: 421, message: plugin.Message(421)}
 )
 
 const unexpected = "An unexpected error occurred"
@@ -77,6 +79,7 @@ func (h *Handler) answer(x *exchange.Exchange, err error) {
 		h.log.Error("plugin failed", "error", err, "request_id", x.RequestID)
 		h.exit(x, &plugin.Exit{Status: 500, Body: unexpected})
 	}
+	p.Close = p.Status == 421 && x.Request.Major < 2 // the connection is the wrong one; under HTTP/2 it may be right for other requests
 }
 
 // exit answers as a plugin wants it.

@@ -11,7 +11,7 @@ import (
 
 // identity are the headers by which upstreams learn who the client is. Only the gateway may set them, on every route.
 var identity = exchange.NewNameSet("X-Consumer-*", "X-Credential-*", "X-Authenticated-*", "X-Anonymous-Consumer",
-	"X-Userinfo", "X-Access-Token", "X-ID-Token")
+	"X-Client-Cert-*", "X-Userinfo", "X-Access-Token", "X-ID-Token")
 
 // proxyProtocol as real_ip_header says that the client's address is in the header before the request (nginx).
 const proxyProtocol = "proxy_protocol"

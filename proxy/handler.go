@@ -174,6 +174,9 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 	if err := h.limitBody(x, r); err != nil {
 		return err
 	}
+	if x.Conn.TLS != nil && r.snap.ClientRules().Misdirected(x.Conn.SNI, hostOnly(x.Request.Host)) {
+		return errMisdirected
+	}
 	if err := h.rewrite(x, r.steps); err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ type node struct {
 	live  *settings.Settings // of the last reload
 	load  func() (*settings.Settings, []settings.Warning, error)
 	level *slog.LevelVar
+	keep  keep
 	log   *slog.Logger
 
 	logs       [3]logFile       // of the proxy, of streams, of the Admin API; each may be off
@@ -273,7 +274,7 @@ func (n *node) start() error {
 	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log, Resolver: names, DNS: policy})
 	n.compiler = dataplane.New(dataplane.Options{
 		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client,
-		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname},
+		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname, Keep: &n.keep, Roots: roots},
 	})
 	n.upstream = upstream.New(upstream.Options{
 		Resolver: names, DNS: policy, MaxNames: n.s.DNSCacheSize,
@@ -328,7 +329,7 @@ func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.
 	if old := n.sockets.Load(); old != nil {
 		present = old.quic
 	}
-	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, hostname, inherited, n.log)
+	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, n.tuneTLS, hostname, inherited, n.log)
 	if err == nil {
 		n.sockets.Store(open)
 		if len(s.StreamListen) > 0 {
@@ -336,11 +337,6 @@ func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.
 		}
 	}
 	return err
-}
-
-// certificate is asked in handshakes, of which there are none before the compiler has started.
-func (n *node) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return n.compiler.Certificate(hello)
 }
 
 // ownPorts are the listeners that the proxy must not reach.
@@ -422,6 +418,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		Log: n.cluster, Machine: machine, DryBuild: n.compiler.DryBuild, Published: n.compiler.Holder().Wait, Logger: n.log, RequireToken: n.s.AdminRequireToken,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := schemas[name]; return s, ok },
 	})
+	n.keep.service.Store(svc)
 	n.tokens = svc.HasTokens
 	if n.from == nil && n.inSync() {
 		if err := n.checkBind(n.s); err != nil {

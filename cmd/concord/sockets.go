@@ -139,8 +139,9 @@ type servers struct {
 // choose picks the certificate for a client of proxy_listen, nil for that of the settings.
 type choose func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
-// openSockets opens all listeners, or none; it takes those that are inherited, and those of HTTP/3 that present has.
-func openSockets(s *settings.Settings, present quicListeners, to servers, certificate choose, hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
+// openSockets opens all listeners, or none; it takes those that are inherited, and those of HTTP/3 that present has. tune has the last word on
+// handshakes of clients.
+func openSockets(s *settings.Settings, present quicListeners, to servers, certificate choose, tune func(*tls.Config, *settings.Settings), hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
 	proxyCert, err := ownCertificate(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ssl_cert: %w", err)
@@ -152,11 +153,12 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	o := listen.TLSOptions{Default: proxyCert, Choose: certificate, CipherSuites: s.CipherSuites()}
 	o.Min, o.Max = s.TLSVersions()
 	proxyTLS := listen.TLSConfig(o)
+	tune(proxyTLS, s)
 	o.Default, o.Choose = adminCert, nil
 	adminTLS := listen.TLSConfig(o)
 	adminTLS.NextProtos = []string{"h2", "http/1.1"}
 	streamTLS := proxyTLS.Clone()
-	streamTLS.NextProtos = nil
+	streamTLS.NextProtos, streamTLS.GetConfigForClient = nil, nil // nobody is asked for certificates in streams
 	out := &sockets{}
 	for _, g := range []struct {
 		key    string

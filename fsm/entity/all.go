@@ -25,6 +25,7 @@ func All() []Def {
 		oauth2Tokens,
 		oauth2AuthorizationCodes,
 		sessions,
+		acmeStorage,
 	}, clusterDefs(), adminDefs(), auditDefs())
 }
 

@@ -252,7 +252,8 @@ var full = map[string]string{
 		"scope":"s","ttl":5}`,
 	"oauth2_authorization_codes": `{"service":{"id":"` + otherID + `"},"credential":{"id":"` + otherID + `"},"authenticated_userid":"u","scope":"s","challenge":"c",
 		"challenge_method":"S256","plugin":{"id":"` + otherID + `"},"ttl":5}`,
-	"sessions": `{"session_id":"s","expires":1900000000,"data":"d","ttl":5}`,
+	"sessions":     `{"session_id":"s","expires":1900000000,"data":"d","ttl":5}`,
+	"acme_storage": `{"key":"k","value":"v","ttl":5}`,
 }
 
 // TestStructs: the struct of an entity holds all that its record holds, and every field of the schema has its place.
@@ -342,7 +343,7 @@ func TestAll(t *testing.T) {
 	}
 	want := map[uint16]string{1: "services", 2: "routes", 3: "consumers", 4: "plugins", 5: "jwt_secrets", 6: "keyauth_credentials", 7: "basicauth_credentials", 8: "acls",
 		11: "certificates", 12: "snis", 13: "ca_certificates", 14: "vaults", 15: "keys", 16: "key_sets", 17: "hmacauth_credentials", 18: "oauth2_credentials",
-		19: "oauth2_tokens", 20: "oauth2_authorization_codes", 21: "sessions"}
+		19: "oauth2_tokens", 20: "oauth2_authorization_codes", 21: "sessions", 22: "acme_storage"}
 	for n, name := range want {
 		if tables[n] != name {
 			t.Errorf("table %d is %q, want %q", n, tables[n], name)
@@ -353,7 +354,7 @@ func TestAll(t *testing.T) {
 	}
 	for name, fields := range map[string][]string{"jwt_secrets": {"secret"}, "keyauth_credentials": {"key"}, "basicauth_credentials": {"password"},
 		"certificates": {"key", "key_alt"}, "keys": {"jwk"}, "hmacauth_credentials": {"secret"}, "oauth2_credentials": {"client_secret"},
-		"oauth2_tokens": {"access_token", "refresh_token"}, "oauth2_authorization_codes": {"code"}, "sessions": {"session_id", "data"}} {
+		"oauth2_tokens": {"access_token", "refresh_token"}, "oauth2_authorization_codes": {"code"}, "sessions": {"session_id", "data"}, "acme_storage": {"value"}} {
 		def, _ := entity.Lookup(name)
 		for _, field := range fields {
 			if f, _ := def.Schema.Field(field); !f.Secret {

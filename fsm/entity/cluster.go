@@ -7,6 +7,7 @@ const (
 	TableClusterMeta   uint16 = 100
 	TableClusterNodes  uint16 = 101
 	TableClusterTokens uint16 = 102
+	TableTLSTicketKeys uint16 = 110
 )
 
 // ClusterMeta is the one row that all nodes of a cluster share.
@@ -66,5 +67,6 @@ func clusterDefs() []Def {
 				text("id"), number("created_at"), number("expires_at"), oneOf("role", "voter", "nonvoter"), number("uses"),
 				secret(text("proof_key")),
 			}}},
+		tlsTicketKeys,
 	}
 }

@@ -32,6 +32,9 @@ type built struct {
 	globals   []*Step
 	consumers *btree.Map[string, []*Step]
 	global    [subsystems]*Chain
+
+	askers map[state.ID]*Step // plugins that need client certificates
+	rules  *ClientRules
 }
 
 type routeState struct {
@@ -109,14 +112,14 @@ func (b *built) restart() {
 		services: map[string]*serviceState{},
 		plugins:  map[state.ID]*pluginState{}, reuse: b.plugins,
 		byRoute: map[string][]*Step{}, byService: map[string][]*Step{},
-		consumers: &btree.Map[string, []*Step]{},
+		consumers: &btree.Map[string, []*Step]{}, askers: map[state.ID]*Step{},
 	}
 }
 
 func (b *built) snapshot(index uint64) *Snapshot {
 	return &Snapshot{
 		Index: index, router: b.edit.Router(), streams: b.streams.Streams(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
-		global: b.global, consumers: b.consumers.Copy(),
+		global: b.global, consumers: b.consumers.Copy(), rules: b.rules,
 	}
 }
 
@@ -207,7 +210,11 @@ func (c *Compiler) applyPlugin(v *state.View, id state.ID, d *dirty) {
 		b.index(old.step, d, removeStep)
 		delete(b.plugins, id)
 	}
+	delete(b.askers, id)
 	if next != nil {
+		if next.step.asks != nil {
+			b.askers[id] = next.step
+		}
 		b.plugins[id] = next
 		if !indexed || !same {
 			b.index(next.step, d, insertStep)

@@ -106,6 +106,8 @@ func buildStep(ctx context.Context, known map[string]plugin.Plugin, env plugin.E
 	s.StreamAccessor, _ = instance.(plugin.StreamAccessor)
 	s.StreamLogger, _ = instance.(plugin.StreamLogger)
 	s.Closer, _ = instance.(plugin.Closer)
+	s.asks = asks(instance)
+	s.source, _ = instance.(plugin.CertificateSource)
 	return s, nil
 }
 

@@ -71,6 +71,9 @@ type Compiler struct {
 	roots             *x509.CertPool
 	clientCertificate *tls.Certificate
 	vaults            *vault.Resolver
+	tickets           atomic.Pointer[tls.Config] // holds the keys of session tickets, nothing else
+	rules             atomic.Pointer[ClientRules]
+	sources           atomic.Pointer[[]plugin.CertificateSource]
 }
 
 type tables struct {
@@ -84,8 +87,9 @@ type tables struct {
 	certificates *state.Table[entity.Certificate]
 	snis         *state.Table[entity.SNI]
 	cas          *state.Table[entity.CACertificate]
+	tickets      *state.Table[entity.TLSTicketKeys]
 
-	serviceNo, routeNo, pluginNo, upstreamNo, targetNo, certificateNo, sniNo, caNo uint16
+	serviceNo, routeNo, pluginNo, upstreamNo, targetNo, certificateNo, sniNo, caNo, ticketNo uint16
 }
 
 // pending is what committed since the last compilation, with the view that holds all of it.
@@ -100,6 +104,7 @@ type pending struct {
 
 	certificates, snis map[state.ID]bool
 	needs              map[string]bool // what the TLS of services may depend on, see serviceTLS
+	tickets            bool            // the keys of session tickets
 }
 
 // retired is a replaced snapshot with the instances that the next one no longer has.
@@ -135,6 +140,7 @@ func New(o Options) *Compiler {
 			certificates: state.TableOf[entity.Certificate](o.Store), certificateNo: number(o.Store, "certificates"),
 			snis: state.TableOf[entity.SNI](o.Store), sniNo: number(o.Store, "snis"),
 			cas: state.TableOf[entity.CACertificate](o.Store), caNo: number(o.Store, "ca_certificates"),
+			tickets: state.TableOf[entity.TLSTicketKeys](o.Store), ticketNo: number(o.Store, "tls_ticket_keys"),
 		},
 	}
 	vaults := state.TableOf[entity.Vault](o.Store)
@@ -219,6 +225,8 @@ func (c *Compiler) changed(ch state.Changes) {
 			note(&p.snis, x.ID)
 		case c.tables.caNo:
 			note(&p.needs, x.ID.String())
+		case c.tables.ticketNo:
+			p.tickets = true
 		case c.tables.targetNo:
 			for _, v := range []any{x.Old, x.New} { // a target may move
 				if t, ok := v.(*entity.Target); ok && t != nil {
@@ -268,6 +276,7 @@ func (c *Compiler) compile() {
 	}
 	c.applyCertificates(&p)
 	c.applyUpstreams(&p)
+	c.applyTickets(&p)
 	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil {
 		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
 		return
@@ -277,6 +286,8 @@ func (c *Compiler) compile() {
 		c.built.restart()
 	}
 	closers := c.apply(&p)
+	c.applyRules(p.view)
+	c.applySources()
 	old := c.holder.Load()
 	c.holder.publish(c.built.snapshot(p.view.Index()), p.view.Index())
 	d := time.Since(start)

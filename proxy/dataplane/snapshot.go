@@ -27,6 +27,7 @@ type Snapshot struct {
 	services  vector[serviceSlot]
 	global    [subsystems]*Chain
 	consumers *btree.Map[string, []*Step] // plugins of a consumer's scope by consumer id, in running order
+	rules     *ClientRules
 
 	pins [pinShards]pinCount
 }
@@ -148,6 +149,8 @@ type Step struct {
 	route, service, consumer string // scope; "" is any
 	level                    int
 	secretParams             []string
+	asks                     *ClientRule // nil: it needs no client certificate
+	source                   plugin.CertificateSource
 }
 
 // Scope says in words what the plugin is configured on.

@@ -158,7 +158,7 @@ func (p *pair) choose(supported func(*tls.Certificate) error) (*tls.Certificate,
 }
 
 // Certificate is what to show to a client: of the SNI with exactly the name asked for, else "*.suffix", "prefix.*" or "*" (Kong);
-// nil when there is none. It is meant for tls.Config.GetCertificate.
+// or that of a plugin, nil when there is none. It is meant for tls.Config.GetCertificate.
 func (c *Compiler) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	names := c.names.Load()
 	name := strings.ToLower(hello.ServerName)
@@ -179,7 +179,7 @@ func (c *Compiler) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 		}
 		return found, err
 	}
-	return nil, nil
+	return c.sourced(hello), nil
 }
 
 // applyCertificates brings certificates and SNIs up to date and adds to p the services that have to be built again.

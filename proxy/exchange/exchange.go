@@ -70,13 +70,14 @@ type Tunnel interface {
 
 // Conn is what is known of the client connection.
 type Conn struct {
-	Peer     netip.AddrPort // the other end of the socket
-	Proxied  netip.AddrPort // whose connection the peer passes on, by the PROXY protocol; invalid if it does not say
-	Local    netip.AddrPort // where it was accepted
-	TLS      *tls.ConnectionState
-	SNI      string
-	Requests uint64 // requests served on it so far, this one included
-	Serial   uint64 // process-wide number of the connection
+	Peer             netip.AddrPort // the other end of the socket
+	Proxied          netip.AddrPort // whose connection the peer passes on, by the PROXY protocol; invalid if it does not say
+	Local            netip.AddrPort // where it was accepted
+	TLS              *tls.ConnectionState
+	SNI              string
+	CertificateAsked bool   // the client was asked for a certificate in the handshake
+	Requests         uint64 // requests served on it so far, this one included
+	Serial           uint64 // process-wide number of the connection
 }
 
 // Credential is what an auth plugin found.

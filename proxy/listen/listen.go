@@ -26,7 +26,9 @@ type ConnServer interface {
 type Options struct {
 	Specs  []Spec
 	Server ConnServer
-	TLS    *tls.Config // for every connection that begins with a TLS handshake, on any port
+	// TLS is for every connection that begins with a TLS handshake, on any port. What its GetConfigForClient returns is used for that
+	// handshake only, with the protocols of the listener.
+	TLS *tls.Config
 	// MaxConns bounds the connections of the group; one more is closed at once. Default 65,536.
 	MaxConns int
 	// FirstByteTimeout is how long it may take a client to say enough to be understood: the header of the PROXY protocol, and what tells TLS,
@@ -42,6 +44,7 @@ type Options struct {
 type Group struct {
 	o         Options
 	listeners []listener
+	http1     *tls.Config // of the other listeners
 	http2     *tls.Config // of listeners with http2
 	stopping  atomic.Bool // no more connections
 	closed    atomic.Bool
@@ -75,6 +78,9 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 		o.Log = slog.Default()
 	}
 	g := &Group{o: o, waiting: map[net.Conn]struct{}{}}
+	if o.TLS != nil {
+		g.http1, g.http2 = speaking(o.TLS, o.TLS.NextProtos), speaking(o.TLS, []string{"h2", "http/1.1"})
+	}
 	for _, s := range o.Specs {
 		keepAlive, err := s.keepAlive()
 		var ln net.Listener
@@ -86,10 +92,6 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 			return nil, err
 		}
 		g.listeners = append(g.listeners, listener{ln, s, keepAlive})
-		if s.HTTP2 && o.TLS != nil && g.http2 == nil {
-			g.http2 = o.TLS.Clone()
-			g.http2.NextProtos = []string{"h2", "http/1.1"}
-		}
 	}
 	return g, nil
 }
@@ -194,7 +196,8 @@ func (g *Group) admit(nc net.Conn, spec *Spec, info *h1.ConnInfo) net.Conn {
 	}
 	switch {
 	case first[0] == tlsHandshake && g.o.TLS != nil:
-		tc, err := g.handshake(nc, first, *spec)
+		rc := &replayed{Conn: nc, first: first}
+		tc, err := g.handshake(rc, *spec)
 		if err != nil {
 			g.proceed(nc)
 			g.o.Log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
@@ -202,7 +205,7 @@ func (g *Group) admit(nc net.Conn, spec *Spec, info *h1.ConnInfo) net.Conn {
 			return nil
 		}
 		state := tc.ConnectionState()
-		info.TLS, info.SNI = &state, state.ServerName
+		info.TLS, info.SNI, info.CertificateAsked = &state, state.ServerName, rc.asked
 		info.Peer, info.Local = addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr())
 		if g.proceed(nc) {
 			return tc
@@ -254,15 +257,36 @@ func (g *Group) begin(nc net.Conn, spec Spec, info *exchange.Conn) ([]byte, erro
 	}
 }
 
-func (g *Group) handshake(nc net.Conn, first []byte, spec Spec) (*tls.Conn, error) {
+// speaking is a configuration with other protocols.
+func speaking(config *tls.Config, protocols []string) *tls.Config {
+	out := config.Clone()
+	out.NextProtos = protocols
+	choose := config.GetConfigForClient
+	if choose == nil {
+		return out
+	}
+	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		chosen, err := choose(hello)
+		if chosen != nil {
+			chosen.NextProtos = protocols
+			if rc, ok := hello.Conn.(*replayed); ok {
+				rc.asked = chosen.ClientAuth != tls.NoClientCert
+			}
+		}
+		return chosen, err
+	}
+	return out
+}
+
+func (g *Group) handshake(rc *replayed, spec Spec) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.o.HandshakeTimeout)
 	defer cancel()
-	_ = nc.SetReadDeadline(time.Time{})
-	config := g.o.TLS
+	_ = rc.SetReadDeadline(time.Time{})
+	config := g.http1
 	if spec.HTTP2 {
 		config = g.http2
 	}
-	tc := tls.Server(&replayed{Conn: nc, first: first}, config)
+	tc := tls.Server(rc, config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
@@ -382,6 +406,7 @@ func (g *Group) closeListeners() {
 type replayed struct {
 	net.Conn
 	first []byte
+	asked bool // for a client certificate, in the handshake
 }
 
 // NetConn is the connection below, as of a *tls.Conn.

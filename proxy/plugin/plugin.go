@@ -9,7 +9,10 @@ package plugin
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
+	"time"
 
 	"concord/fsm/schema"
 	"concord/fsm/state"
@@ -25,6 +28,8 @@ const (
 	ScopeService
 	ScopeConsumer
 	ScopeAll = ScopeRoute | ScopeService | ScopeConsumer
+	// ScopeGlobal alone allows nothing else.
+	ScopeGlobal Scope = 1 << 7
 )
 
 // Info describes a plugin.
@@ -51,6 +56,19 @@ type Env struct {
 	Log      *slog.Logger
 	NodeID   func() string // changes when the node joins or leaves a cluster
 	Hostname string
+	Keep     Keep           // nil: nothing can be kept
+	Roots    *x509.CertPool // verify servers that plugins talk to; nil: the system's
+}
+
+// Keep writes rows of acme_storage, which all nodes have and which outlive the node. Rows are read from the Store. A write is
+// visible in the local Store when it returns; it fails while the cluster has no leader.
+type Keep interface {
+	// Create writes a row, unless there is one with this key: then it is false.
+	Create(ctx context.Context, key, value string, life time.Duration) (bool, error)
+	// Put writes or replaces a row. A life of 0 is for ever.
+	Put(ctx context.Context, key, value string, life time.Duration) error
+	// Delete removes a row; it is no error when there is none.
+	Delete(ctx context.Context, key string) error
 }
 
 // Config is one configured row, handed to the factory.
@@ -64,7 +82,7 @@ type Config struct {
 // use Typed.
 type Factory func(ctx context.Context, env Env, cfg Config) (Instance, error)
 
-// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, StreamAccessor, StreamLogger, Closer. It is used by many
+// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, StreamAccessor, StreamLogger, CertificateAsker, CertificateSource, Closer. It is used by many
 // goroutines at once.
 type Instance any
 
@@ -95,6 +113,17 @@ type (
 	}
 	// StreamLogger runs at the end of a stream session.
 	StreamLogger interface{ StreamLog(*exchange.Exchange) }
+	// CertificateAsker needs the client's certificate. It is asked for in handshakes for the SNIs of the routes that the plugin applies
+	// to, or in all when one of them has none; whether there is one, and a good one, is the plugin's to judge.
+	CertificateAsker interface {
+		// ClientCAs are the ids of the CA certificates that the plugin accepts, and whether clients are told their names.
+		ClientCAs() (ids []string, send bool)
+	}
+	// CertificateSource has certificates for names that no certificate entity is for. It is asked in handshakes, if the plugin is global, and
+	// must not block: nil is none, or none yet.
+	CertificateSource interface {
+		Certificate(hello *tls.ClientHelloInfo) *tls.Certificate
+	}
 	// Closer frees what the instance holds once no exchange uses it.
 	Closer interface{ Close(context.Context) error }
 )

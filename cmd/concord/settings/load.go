@@ -129,6 +129,9 @@ func (s *Settings) crossCheck() (errs []error) {
 			errs = append(errs, fmt.Errorf("%s and %s_key go together: set both or neither", pair[0], pair[0]))
 		}
 	}
+	if s.SSLCipherSuite == "custom" && len(s.SSLCiphers) == 0 {
+		errs = append(errs, errors.New("ssl_cipher_suite is custom: name the suites in ssl_ciphers"))
+	}
 	if s.ClientSSL && (s.ClientSSLCert == "" || s.ClientSSLCertKey.Reveal() == "") {
 		errs = append(errs, errors.New("client_ssl is on: set client_ssl_cert and client_ssl_cert_key too"))
 	}

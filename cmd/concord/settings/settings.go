@@ -53,8 +53,10 @@ type Settings struct {
 
 	SSLCert, AdminSSLCert       string // path or PEM; "" for a self-signed one made in the prefix
 	SSLCertKey, AdminSSLCertKey Secret
-	SSLCipherSuite              string // modern, intermediate or old
-	SSLMin, SSLMax              uint16 // versions as crypto/tls has them; 0 for those of the suite
+	SSLCipherSuite              string        // modern, intermediate, old or custom
+	SSLCiphers                  []uint16      // of custom
+	SSLSessionTimeout           time.Duration // for which TLS sessions can be resumed
+	SSLMin, SSLMax              uint16        // versions as crypto/tls has them; 0 for those of the suite
 	ClientSSL                   bool
 	ClientSSLCert               string // path or PEM
 	ClientSSLCertKey            Secret

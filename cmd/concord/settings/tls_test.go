@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"concord/proxy/listen"
 )
@@ -23,7 +25,16 @@ func TestTLSSettings(t *testing.T) {
 		{"narrower than the suite", "ssl_cipher_suite = old\nssl_protocols = TLSv1.3", tls.VersionTLS13, tls.VersionTLS13, ""},
 		{"gap", "ssl_protocols = TLSv1.1, TLSv1.3", 0, 0, "leaves out a version"},
 		{"SSLv3", "ssl_protocols = SSLv3 TLSv1.2", 0, 0, `"SSLv3" is none of`},
-		{"custom", "ssl_cipher_suite = custom", 0, 0, "is none of modern, intermediate, old"},
+		{"custom without ciphers", "ssl_cipher_suite = custom", 0, 0, "name the suites in ssl_ciphers"},
+		{"custom", "ssl_cipher_suite = custom\nssl_ciphers = ECDHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES128-GCM-SHA256", tls.VersionTLS12, 0, ""},
+		{"only suites that are not there", "ssl_cipher_suite = custom\nssl_ciphers = DHE-RSA-AES128-GCM-SHA256", 0, 0, "names no cipher suite"},
+		{"selection", "ssl_ciphers = HIGH:!aNULL", 0, 0, `"HIGH", which selects suites`},
+		{"exclusion", "ssl_ciphers = ECDHE-RSA-AES128-GCM-SHA256:!MD5", 0, 0, `"!MD5", which selects suites`},
+		{"RC4", "ssl_ciphers = RC4-SHA", 0, 0, "RFC 7465"},
+		{"unknown suite", "ssl_cipher_suite = fips", 0, 0, "is none of modern, intermediate, old, custom"},
+		{"session timeout of nginx", "ssl_session_timeout = 1d", tls.VersionTLS12, 0, ""},
+		{"session timeout without number", "ssl_session_timeout = d", 0, 0, "is not a time"},
+		{"session timeout with unknown unit", "ssl_session_timeout = 5y", 0, 0, "is not a time"},
 		{"client certificate without file", "client_ssl = on", 0, 0, "set client_ssl_cert and client_ssl_cert_key too"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -69,6 +80,23 @@ func TestCipherSuites(t *testing.T) {
 		if has["intermediate"][c.id] != c.intermediate || has["old"][c.id] != c.old {
 			t.Errorf("%s: intermediate %v, old %v", tls.CipherSuiteName(c.id), has["intermediate"][c.id], has["old"][c.id])
 		}
+	}
+}
+
+func TestCustomCiphers(t *testing.T) {
+	s, _, err := load(t, "ssl_cipher_suite = custom\nssl_ciphers = ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-AES256-SHA:TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256:AES128-SHA256:DES-CBC3-SHA:TLS_AES_128_GCM_SHA256\nssl_session_timeout = 2h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_RSA_WITH_AES_128_CBC_SHA256, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA, tls.TLS_AES_128_GCM_SHA256,
+	}
+	if got := s.CipherSuites(); !slices.Equal(got, want) {
+		t.Errorf("got %x, want %x", got, want)
+	}
+	if s.SSLSessionTimeout != 2*time.Hour {
+		t.Errorf("session timeout %v", s.SSLSessionTimeout)
 	}
 }
 

@@ -4,6 +4,7 @@ package all
 import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/acl"
+	"concord/proxy/plugins/acme"
 	"concord/proxy/plugins/basicauth"
 	"concord/proxy/plugins/botdetection"
 	"concord/proxy/plugins/correlationid"
@@ -12,6 +13,7 @@ import (
 	"concord/proxy/plugins/iprestriction"
 	"concord/proxy/plugins/jwt"
 	"concord/proxy/plugins/keyauth"
+	"concord/proxy/plugins/mtlsauth"
 	"concord/proxy/plugins/prometheus"
 	"concord/proxy/plugins/proxyprotocol"
 	"concord/proxy/plugins/ratelimiting"
@@ -23,6 +25,7 @@ import (
 func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 	return []plugin.Plugin{
 		acl.Plugin(),
+		acme.Plugin(),
 		basicauth.Plugin(),
 		botdetection.Plugin(),
 		correlationid.Plugin(),
@@ -31,6 +34,7 @@ func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 		iprestriction.Plugin(),
 		jwt.Plugin(),
 		keyauth.Plugin(),
+		mtlsauth.Plugin(),
 		counters.Plugin(),
 		proxyprotocol.Plugin(),
 		ratelimiting.Plugin(),

@@ -22,8 +22,8 @@ func TestPriorities(t *testing.T) {
 		got[p.Info.Name] = p.Info.Priority
 	}
 	want := map[string]int{
-		"correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
-		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13, "grpc-web": 3, "proxy-protocol": 5,
+		"acme": 1705, "correlation-id": 100001, "jwt": 1450, "key-auth": 1250, "basic-auth": 1100, "request-size-limiting": 951, "acl": 950, "request-termination": 2,
+		"bot-detection": 2500, "cors": 2000, "ip-restriction": 990, "rate-limiting": 910, "prometheus": 13, "grpc-web": 3, "proxy-protocol": 5, "mtls-auth": 1600,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -46,6 +46,14 @@ func TestSchemas(t *testing.T) {
 			"methods": []any{"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT"}},
 		"ip-restriction": {"allow": []any{"::1"}, "deny": nil, "status": nil, "message": nil},
 		"grpc-web":       {"proto": nil, "pass_stripped_path": nil, "allow_origin_header": "*"},
+		"acme": {"account_email": "a@b.example", "account_key": nil, "api_uri": "https://acme-v02.api.letsencrypt.org/directory", "tos_accepted": true, "eab_kid": nil,
+			"eab_hmac_key": nil, "cert_type": "rsa", "rsa_key_size": 4096.0, "renew_threshold_days": 14.0, "domains": nil, "allow_any_domain": false,
+			"fail_backoff_minutes": 5.0, "storage": "shm", "storage_config": schema.Record{"shm": schema.Record{"shm_name": "kong"}, "kong": nil},
+			"preferred_chain": nil, "enable_ipv4_common_name": true},
+		"mtls-auth": {"ca_certificates": []any{"4e3e5c5e-0000-4000-8000-000000000002"}, "skip_consumer_lookup": false, "consumer_by": []any{"username", "custom_id"},
+			"default_consumer": nil, "anonymous": nil, "authenticated_group_by": "CN", "allow_partial_chain": false, "send_ca_dn": false, "cert_cache_ttl": 60000.0,
+			"cache_ttl": 60.0, "revocation_check_mode": "SKIP", "http_timeout": 30000.0, "http_proxy_host": nil, "http_proxy_port": nil, "https_proxy_host": nil,
+			"https_proxy_port": nil},
 		"prometheus": {"per_consumer": false, "status_code_metrics": false, "ai_metrics": false, "latency_metrics": false, "bandwidth_metrics": false,
 			"upstream_health_metrics": false},
 		"proxy-protocol": {"version": 1.0},
@@ -53,7 +61,8 @@ func TestSchemas(t *testing.T) {
 			"policy": "local", "fault_tolerant": true, "hide_client_headers": false, "error_code": 429.0, "error_message": "API rate limit exceeded", "sync_rate": -1.0,
 			"redis": schema.Record{"host": nil, "port": 6379.0, "timeout": 2000.0, "username": nil, "password": nil, "database": 0.0, "ssl": false, "ssl_verify": false, "server_name": nil}},
 	}
-	needed := map[string]schema.Record{"acl": {"allow": []any{"g"}}, "ip-restriction": {"allow": []any{"::1"}}, "rate-limiting": {"minute": 5.0}}
+	needed := map[string]schema.Record{"acme": {"account_email": "a@b.example", "tos_accepted": true}, "acl": {"allow": []any{"g"}}, "ip-restriction": {"allow": []any{"::1"}}, "rate-limiting": {"minute": 5.0},
+		"mtls-auth": {"ca_certificates": []any{"4e3e5c5e-0000-4000-8000-000000000002"}}}
 	protocols := map[string][]any{"ip-restriction": {"http", "https", "tcp", "tls", "grpc", "grpcs"}, "proxy-protocol": {"http", "https", "tcp", "tls", "tls_passthrough"}}
 	for _, p := range Plugins(prometheus.New()) {
 		t.Run(p.Info.Name, func(t *testing.T) {
@@ -72,7 +81,7 @@ func TestSchemas(t *testing.T) {
 				t.Error(diff)
 			}
 			s := plugin.SchemaOf(p)
-			noConsumer := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl", "cors", "bot-detection", "proxy-protocol"}, p.Info.Name)
+			noConsumer := slices.Contains([]string{"jwt", "key-auth", "basic-auth", "acl", "cors", "bot-detection", "proxy-protocol", "mtls-auth", "acme"}, p.Info.Name)
 			forbidden := slices.ContainsFunc(s.Fields, func(f schema.Field) bool { return f.Name == "consumer" && f.Null })
 			if s.Name != p.Info.Name || noConsumer != forbidden {
 				t.Errorf("schema %s, consumer scope forbidden: %v", s.Name, forbidden)
