@@ -31,12 +31,22 @@ type Wanted struct {
 	Body   schema.Record
 	Parent int    // index of the row it belongs to, -1: none
 	Field  string // its field that refers to that row
+
+	Conditions Conditions // of the stored row that it becomes
+}
+
+// Removal is one row that goes, and with it what the deletion of its kind deletes. One that is gone already is no mistake.
+type Removal struct {
+	Entity     string
+	Ref        string // id or alternative key
+	Conditions Conditions
 }
 
 // Bulk is a configuration to be brought about in one transaction. A parent comes before its children.
 type Bulk struct {
-	Rows []Wanted
-	// Merge leaves alone what is not in Rows; else it is deleted, except for rows that expire and runtime rows (entity.Def.Runtime).
+	Rows     []Wanted
+	Removals []Removal
+	// Merge leaves alone what is in neither Rows nor Removals; else it is deleted, except for rows that expire and runtime rows (entity.Def.Runtime).
 	Merge bool
 	// SelectTags restrict what may be deleted to the entities that have all of the tags, and are added to all Rows.
 	SelectTags []string

@@ -37,6 +37,7 @@ type bulkPlan struct {
 	keys    map[string]map[string]int   // by table and unique key: the wanted row that has it
 	named   map[string]map[string]int   // by table and alternative key as written, also of rows that are refused
 	alike   map[string]map[string][]state.ID
+	removed map[string]map[state.ID]bool // by table: what goes with Bulk.Removals; true: named there
 	errs    map[int]schema.Errors
 
 	routes  map[string][]string   // protocols of the wanted routes by id
@@ -63,6 +64,9 @@ func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
 	if b.Show {
 		p.res.Rows = make([][]byte, len(b.Rows))
+	}
+	if err := p.removals(); err != nil {
+		return nil, err
 	}
 	of := map[string][]int{}
 	for i := range b.Rows {
@@ -281,7 +285,8 @@ func (p *bulkPlan) stays(t state.AnyTable, row state.AnyRow) bool {
 }
 
 func (p *bulkPlan) deletable(t state.AnyTable, row state.AnyRow) bool {
-	return !p.b.Merge && !t.Def().Runtime && row.ExpiresAt == 0 && hasTags(row, p.b.SelectTags)
+	_, removed := p.removed[t.Name()][row.ID]
+	return removed || !p.b.Merge && !t.Def().Runtime && row.ExpiresAt == 0 && hasTags(row, p.b.SelectTags)
 }
 
 // byKey finds the stored row that has one of the record's unique keys and is nobody else's.
@@ -343,6 +348,9 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 	}
 	pl := &planner{s: p.s, view: p.view, now: p.now, table: t, def: t.Def()}
 	found := !current.ID.IsZero()
+	if err := p.conditions(p.b.Rows[i].Conditions, t, current); err != nil {
+		return err
+	}
 	if found && expires == current.ExpiresAt {
 		if same, row, err := p.unchanged(t, current, rec); err != nil || same {
 			p.res.Unchanged++
@@ -573,14 +581,21 @@ func content(rec schema.Record, without []string) string {
 
 // deletions deletes what is stored and not wanted.
 func (p *bulkPlan) deletions() error {
-	if p.b.Merge {
-		return nil
-	}
 	for _, t := range slices.Backward(p.s.inOrder()) {
-		for row := range t.Scan(p.view, "", "", state.ID{}) {
+		rows := t.Scan(p.view, "", "", state.ID{})
+		if p.b.Merge {
+			rows = p.removedRows(t)
+		}
+		for row := range rows {
 			p.pause()
 			if _, wanted := p.claimed[t.Name()][row.ID]; wanted || !p.deletable(t, row) {
+				if p.removed[t.Name()][row.ID] {
+					return refuse(Malformed, nil, "%s %s is both wanted and to be deleted", singular(t.Name()), row.ID)
+				}
 				continue
+			}
+			if err := p.heldBy(t, row); err != nil {
+				return err
 			}
 			if err := p.listedBy(t, row); err != nil {
 				return err
@@ -597,7 +612,7 @@ func (p *bulkPlan) deletions() error {
 
 // listedBy refuses to delete what a list of ids in a row that stays holds.
 func (p *bulkPlan) listedBy(t state.AnyTable, row state.AnyRow) error {
-	if len(p.b.SelectTags) == 0 {
+	if len(p.b.SelectTags) == 0 && !p.b.Merge {
 		return nil // all rows with lists go, or say what they want
 	}
 	for _, by := range p.s.store.Tables() {

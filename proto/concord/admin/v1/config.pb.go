@@ -236,6 +236,58 @@ func (Verb) EnumDescriptor() ([]byte, []int) {
 	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
+type Action int32
+
+const (
+	Action_ACTION_UNSPECIFIED Action = 0
+	Action_ACTION_CREATE      Action = 1
+	Action_ACTION_UPDATE      Action = 2
+	Action_ACTION_DELETE      Action = 3
+)
+
+// Enum value maps for Action.
+var (
+	Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_CREATE",
+		2: "ACTION_UPDATE",
+		3: "ACTION_DELETE",
+	}
+	Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_CREATE":      1,
+		"ACTION_UPDATE":      2,
+		"ACTION_DELETE":      3,
+	}
+)
+
+func (x Action) Enum() *Action {
+	p := new(Action)
+	*p = x
+	return p
+}
+
+func (x Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_concord_admin_v1_config_proto_enumTypes[4].Descriptor()
+}
+
+func (Action) Type() protoreflect.EnumType {
+	return &file_concord_admin_v1_config_proto_enumTypes[4]
+}
+
+func (x Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Action.Descriptor instead.
+func (Action) EnumDescriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
 // Target names an entity, or with an empty ref a collection.
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1162,6 +1214,408 @@ func (x *MutateResponse) GetHint() string {
 	return ""
 }
 
+type ApplyRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Wanted   []*Wanted              `protobuf:"bytes,1,rep,name=wanted,proto3" json:"wanted,omitempty"`
+	Removals []*Removal             `protobuf:"bytes,2,rep,name=removals,proto3" json:"removals,omitempty"`
+	// Delete what is not wanted, too, but for what the gateway makes while it serves.
+	Prune bool `protobuf:"varint,3,opt,name=prune,proto3" json:"prune,omitempty"`
+	// Only entities with all of these tags are pruned; what is wanted gets them.
+	SelectTags    []string `protobuf:"bytes,4,rep,name=select_tags,json=selectTags,proto3" json:"select_tags,omitempty"`
+	DryRun        bool     `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                // check everything and change nothing
+	Diff          bool     `protobuf:"varint,6,opt,name=diff,proto3" json:"diff,omitempty"`                                  // answer with the changes; a dry run does in any case
+	Format        Format   `protobuf:"varint,7,opt,name=format,proto3,enum=concord.admin.v1.Format" json:"format,omitempty"` // of the entities in the answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ApplyRequest) GetWanted() []*Wanted {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetRemovals() []*Removal {
+	if x != nil {
+		return x.Removals
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetPrune() bool {
+	if x != nil {
+		return x.Prune
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetSelectTags() []string {
+	if x != nil {
+		return x.SelectTags
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetDiff() bool {
+	if x != nil {
+		return x.Diff
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetFormat() Format {
+	if x != nil {
+		return x.Format
+	}
+	return Format_FORMAT_UNSPECIFIED
+}
+
+// Wanted is an entity as it is to be; fields that are not given get their defaults. It becomes the stored one with its id, or its name or other
+// unique field, and otherwise is made. Entities that refer to each other may come in any order; references may be names.
+type Wanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Entity        *Entity                `protobuf:"bytes,2,opt,name=entity,proto3" json:"entity,omitempty"`
+	IfMatch       string                 `protobuf:"bytes,3,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`               // of the stored entity; "*": there must be one
+	IfNoneMatch   string                 `protobuf:"bytes,4,opt,name=if_none_match,json=ifNoneMatch,proto3" json:"if_none_match,omitempty"` // "*": there must be none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wanted) Reset() {
+	*x = Wanted{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wanted) ProtoMessage() {}
+
+func (x *Wanted) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wanted.ProtoReflect.Descriptor instead.
+func (*Wanted) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Wanted) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Wanted) GetEntity() *Entity {
+	if x != nil {
+		return x.Entity
+	}
+	return nil
+}
+
+func (x *Wanted) GetIfMatch() string {
+	if x != nil {
+		return x.IfMatch
+	}
+	return ""
+}
+
+func (x *Wanted) GetIfNoneMatch() string {
+	if x != nil {
+		return x.IfNoneMatch
+	}
+	return ""
+}
+
+// Removal deletes an entity, and what Kong deletes with it. That there is none is no mistake, unless if_match is given.
+type Removal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	IfMatch       string                 `protobuf:"bytes,3,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removal) Reset() {
+	*x = Removal{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removal) ProtoMessage() {}
+
+func (x *Removal) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removal.ProtoReflect.Descriptor instead.
+func (*Removal) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Removal) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Removal) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *Removal) GetIfMatch() string {
+	if x != nil {
+		return x.IfMatch
+	}
+	return ""
+}
+
+type ApplyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the change, or of the state that was compared when nothing changed
+	Created       uint32                 `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
+	Updated       uint32                 `protobuf:"varint,3,opt,name=updated,proto3" json:"updated,omitempty"`
+	Deleted       uint32                 `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Unchanged     uint32                 `protobuf:"varint,5,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	Differences   []*Difference          `protobuf:"bytes,6,rep,name=differences,proto3" json:"differences,omitempty"`
+	Entities      []*Entity              `protobuf:"bytes,7,rep,name=entities,proto3" json:"entities,omitempty"` // what was wanted as it is now, in that order; not with dry_run
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ApplyResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetCreated() uint32 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetUpdated() uint32 {
+	if x != nil {
+		return x.Updated
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetUnchanged() uint32 {
+	if x != nil {
+		return x.Unchanged
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetDifferences() []*Difference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetEntities() []*Entity {
+	if x != nil {
+		return x.Entities
+	}
+	return nil
+}
+
+// Difference is one entity that changes. Secrets are masked.
+type Difference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Action        Action                 `protobuf:"varint,1,opt,name=action,proto3,enum=concord.admin.v1.Action" json:"action,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Before        *structpb.Struct       `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
+	After         *structpb.Struct       `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Difference) Reset() {
+	*x = Difference{}
+	mi := &file_concord_admin_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Difference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Difference) ProtoMessage() {}
+
+func (x *Difference) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Difference.ProtoReflect.Descriptor instead.
+func (*Difference) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Difference) GetAction() Action {
+	if x != nil {
+		return x.Action
+	}
+	return Action_ACTION_UNSPECIFIED
+}
+
+func (x *Difference) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Difference) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Difference) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Difference) GetBefore() *structpb.Struct {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Difference) GetAfter() *structpb.Struct {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The index of the last answer without more; absent: begin with the whole state.
@@ -1174,7 +1628,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1640,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_config_proto_msgTypes[9]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1653,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchRequest) GetFromIndex() uint64 {
@@ -1236,7 +1690,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1702,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_config_proto_msgTypes[10]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1715,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchResponse) GetIndex() uint64 {
@@ -1305,7 +1759,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1771,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_config_proto_msgTypes[11]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1784,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Change) GetKind() string {
@@ -1381,7 +1835,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1847,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_config_proto_msgTypes[12]
+	mi := &file_concord_admin_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1860,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_concord_admin_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Refusal) GetCode() int32 {
@@ -1513,7 +1967,41 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x0eMutateResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x120\n" +
 	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x89\x01\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x8d\x02\n" +
+	"\fApplyRequest\x120\n" +
+	"\x06wanted\x18\x01 \x03(\v2\x18.concord.admin.v1.WantedR\x06wanted\x125\n" +
+	"\bremovals\x18\x02 \x03(\v2\x19.concord.admin.v1.RemovalR\bremovals\x12\x14\n" +
+	"\x05prune\x18\x03 \x01(\bR\x05prune\x12\x1f\n" +
+	"\vselect_tags\x18\x04 \x03(\tR\n" +
+	"selectTags\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04diff\x18\x06 \x01(\bR\x04diff\x120\n" +
+	"\x06format\x18\a \x01(\x0e2\x18.concord.admin.v1.FormatR\x06format\"\x8d\x01\n" +
+	"\x06Wanted\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x120\n" +
+	"\x06entity\x18\x02 \x01(\v2\x18.concord.admin.v1.EntityR\x06entity\x12\x19\n" +
+	"\bif_match\x18\x03 \x01(\tR\aifMatch\x12\"\n" +
+	"\rif_none_match\x18\x04 \x01(\tR\vifNoneMatch\"J\n" +
+	"\aRemoval\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x19\n" +
+	"\bif_match\x18\x03 \x01(\tR\aifMatch\"\x87\x02\n" +
+	"\rApplyResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
+	"\acreated\x18\x02 \x01(\rR\acreated\x12\x18\n" +
+	"\aupdated\x18\x03 \x01(\rR\aupdated\x12\x18\n" +
+	"\adeleted\x18\x04 \x01(\rR\adeleted\x12\x1c\n" +
+	"\tunchanged\x18\x05 \x01(\rR\tunchanged\x12>\n" +
+	"\vdifferences\x18\x06 \x03(\v2\x1c.concord.admin.v1.DifferenceR\vdifferences\x124\n" +
+	"\bentities\x18\a \x03(\v2\x18.concord.admin.v1.EntityR\bentities\"\xd6\x01\n" +
+	"\n" +
+	"Difference\x120\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x18.concord.admin.v1.ActionR\x06action\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12/\n" +
+	"\x06before\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x06before\x12-\n" +
+	"\x05after\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x05after\"\x89\x01\n" +
 	"\fWatchRequest\x12\"\n" +
 	"\n" +
 	"from_index\x18\x01 \x01(\x04H\x00R\tfromIndex\x88\x01\x01\x12\x14\n" +
@@ -1554,11 +2042,17 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\vVERB_CREATE\x10\x01\x12\x0f\n" +
 	"\vVERB_UPDATE\x10\x02\x12\x0f\n" +
 	"\vVERB_UPSERT\x10\x03\x12\x0f\n" +
-	"\vVERB_DELETE\x10\x042\xbd\x02\n" +
+	"\vVERB_DELETE\x10\x04*Y\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rACTION_CREATE\x10\x01\x12\x11\n" +
+	"\rACTION_UPDATE\x10\x02\x12\x11\n" +
+	"\rACTION_DELETE\x10\x032\x87\x03\n" +
 	"\rConfigService\x12G\n" +
 	"\x03Get\x12\x1c.concord.admin.v1.GetRequest\x1a\x1d.concord.admin.v1.GetResponse\"\x03\x90\x02\x01\x12J\n" +
 	"\x04List\x12\x1d.concord.admin.v1.ListRequest\x1a\x1e.concord.admin.v1.ListResponse\"\x03\x90\x02\x01\x12K\n" +
-	"\x06Mutate\x12\x1f.concord.admin.v1.MutateRequest\x1a .concord.admin.v1.MutateResponse\x12J\n" +
+	"\x06Mutate\x12\x1f.concord.admin.v1.MutateRequest\x1a .concord.admin.v1.MutateResponse\x12H\n" +
+	"\x05Apply\x12\x1e.concord.admin.v1.ApplyRequest\x1a\x1f.concord.admin.v1.ApplyResponse\x12J\n" +
 	"\x05Watch\x12\x1e.concord.admin.v1.WatchRequest\x1a\x1f.concord.admin.v1.WatchResponse0\x01B(Z&concord/proto/concord/admin/v1;adminv1b\x06proto3"
 
 var (
@@ -1573,100 +2067,117 @@ func file_concord_admin_v1_config_proto_rawDescGZIP() []byte {
 	return file_concord_admin_v1_config_proto_rawDescData
 }
 
-var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_concord_admin_v1_config_proto_goTypes = []any{
 	(Consistency)(0),            // 0: concord.admin.v1.Consistency
 	(Format)(0),                 // 1: concord.admin.v1.Format
 	(TagMatch)(0),               // 2: concord.admin.v1.TagMatch
 	(Verb)(0),                   // 3: concord.admin.v1.Verb
-	(*Target)(nil),              // 4: concord.admin.v1.Target
-	(*Parent)(nil),              // 5: concord.admin.v1.Parent
-	(*Entity)(nil),              // 6: concord.admin.v1.Entity
-	(*GetRequest)(nil),          // 7: concord.admin.v1.GetRequest
-	(*GetResponse)(nil),         // 8: concord.admin.v1.GetResponse
-	(*ListRequest)(nil),         // 9: concord.admin.v1.ListRequest
-	(*ListResponse)(nil),        // 10: concord.admin.v1.ListResponse
-	(*MutateRequest)(nil),       // 11: concord.admin.v1.MutateRequest
-	(*MutateResponse)(nil),      // 12: concord.admin.v1.MutateResponse
-	(*WatchRequest)(nil),        // 13: concord.admin.v1.WatchRequest
-	(*WatchResponse)(nil),       // 14: concord.admin.v1.WatchResponse
-	(*Change)(nil),              // 15: concord.admin.v1.Change
-	(*Refusal)(nil),             // 16: concord.admin.v1.Refusal
-	nil,                         // 17: concord.admin.v1.ListRequest.FilterEntry
-	(*structpb.Struct)(nil),     // 18: google.protobuf.Struct
-	(*Service)(nil),             // 19: concord.admin.v1.Service
-	(*Route)(nil),               // 20: concord.admin.v1.Route
-	(*Consumer)(nil),            // 21: concord.admin.v1.Consumer
-	(*Plugin)(nil),              // 22: concord.admin.v1.Plugin
-	(*JWTSecret)(nil),           // 23: concord.admin.v1.JWTSecret
-	(*KeyAuthCredential)(nil),   // 24: concord.admin.v1.KeyAuthCredential
-	(*BasicAuthCredential)(nil), // 25: concord.admin.v1.BasicAuthCredential
-	(*ACL)(nil),                 // 26: concord.admin.v1.ACL
-	(*Upstream)(nil),            // 27: concord.admin.v1.Upstream
-	(*UpstreamTarget)(nil),      // 28: concord.admin.v1.UpstreamTarget
-	(*Certificate)(nil),         // 29: concord.admin.v1.Certificate
-	(*SNI)(nil),                 // 30: concord.admin.v1.SNI
-	(*CACertificate)(nil),       // 31: concord.admin.v1.CACertificate
-	(*Vault)(nil),               // 32: concord.admin.v1.Vault
-	(*Key)(nil),                 // 33: concord.admin.v1.Key
-	(*KeySet)(nil),              // 34: concord.admin.v1.KeySet
-	(*HMACAuthCredential)(nil),  // 35: concord.admin.v1.HMACAuthCredential
-	(*OAuth2Credential)(nil),    // 36: concord.admin.v1.OAuth2Credential
+	(Action)(0),                 // 4: concord.admin.v1.Action
+	(*Target)(nil),              // 5: concord.admin.v1.Target
+	(*Parent)(nil),              // 6: concord.admin.v1.Parent
+	(*Entity)(nil),              // 7: concord.admin.v1.Entity
+	(*GetRequest)(nil),          // 8: concord.admin.v1.GetRequest
+	(*GetResponse)(nil),         // 9: concord.admin.v1.GetResponse
+	(*ListRequest)(nil),         // 10: concord.admin.v1.ListRequest
+	(*ListResponse)(nil),        // 11: concord.admin.v1.ListResponse
+	(*MutateRequest)(nil),       // 12: concord.admin.v1.MutateRequest
+	(*MutateResponse)(nil),      // 13: concord.admin.v1.MutateResponse
+	(*ApplyRequest)(nil),        // 14: concord.admin.v1.ApplyRequest
+	(*Wanted)(nil),              // 15: concord.admin.v1.Wanted
+	(*Removal)(nil),             // 16: concord.admin.v1.Removal
+	(*ApplyResponse)(nil),       // 17: concord.admin.v1.ApplyResponse
+	(*Difference)(nil),          // 18: concord.admin.v1.Difference
+	(*WatchRequest)(nil),        // 19: concord.admin.v1.WatchRequest
+	(*WatchResponse)(nil),       // 20: concord.admin.v1.WatchResponse
+	(*Change)(nil),              // 21: concord.admin.v1.Change
+	(*Refusal)(nil),             // 22: concord.admin.v1.Refusal
+	nil,                         // 23: concord.admin.v1.ListRequest.FilterEntry
+	(*structpb.Struct)(nil),     // 24: google.protobuf.Struct
+	(*Service)(nil),             // 25: concord.admin.v1.Service
+	(*Route)(nil),               // 26: concord.admin.v1.Route
+	(*Consumer)(nil),            // 27: concord.admin.v1.Consumer
+	(*Plugin)(nil),              // 28: concord.admin.v1.Plugin
+	(*JWTSecret)(nil),           // 29: concord.admin.v1.JWTSecret
+	(*KeyAuthCredential)(nil),   // 30: concord.admin.v1.KeyAuthCredential
+	(*BasicAuthCredential)(nil), // 31: concord.admin.v1.BasicAuthCredential
+	(*ACL)(nil),                 // 32: concord.admin.v1.ACL
+	(*Upstream)(nil),            // 33: concord.admin.v1.Upstream
+	(*UpstreamTarget)(nil),      // 34: concord.admin.v1.UpstreamTarget
+	(*Certificate)(nil),         // 35: concord.admin.v1.Certificate
+	(*SNI)(nil),                 // 36: concord.admin.v1.SNI
+	(*CACertificate)(nil),       // 37: concord.admin.v1.CACertificate
+	(*Vault)(nil),               // 38: concord.admin.v1.Vault
+	(*Key)(nil),                 // 39: concord.admin.v1.Key
+	(*KeySet)(nil),              // 40: concord.admin.v1.KeySet
+	(*HMACAuthCredential)(nil),  // 41: concord.admin.v1.HMACAuthCredential
+	(*OAuth2Credential)(nil),    // 42: concord.admin.v1.OAuth2Credential
 }
 var file_concord_admin_v1_config_proto_depIdxs = []int32{
-	5,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
-	18, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
-	19, // 2: concord.admin.v1.Entity.service:type_name -> concord.admin.v1.Service
-	20, // 3: concord.admin.v1.Entity.route:type_name -> concord.admin.v1.Route
-	21, // 4: concord.admin.v1.Entity.consumer:type_name -> concord.admin.v1.Consumer
-	22, // 5: concord.admin.v1.Entity.plugin:type_name -> concord.admin.v1.Plugin
-	23, // 6: concord.admin.v1.Entity.jwt_secret:type_name -> concord.admin.v1.JWTSecret
-	24, // 7: concord.admin.v1.Entity.keyauth_credential:type_name -> concord.admin.v1.KeyAuthCredential
-	25, // 8: concord.admin.v1.Entity.basicauth_credential:type_name -> concord.admin.v1.BasicAuthCredential
-	26, // 9: concord.admin.v1.Entity.acl:type_name -> concord.admin.v1.ACL
-	27, // 10: concord.admin.v1.Entity.upstream:type_name -> concord.admin.v1.Upstream
-	28, // 11: concord.admin.v1.Entity.target:type_name -> concord.admin.v1.UpstreamTarget
-	29, // 12: concord.admin.v1.Entity.certificate:type_name -> concord.admin.v1.Certificate
-	30, // 13: concord.admin.v1.Entity.sni:type_name -> concord.admin.v1.SNI
-	31, // 14: concord.admin.v1.Entity.ca_certificate:type_name -> concord.admin.v1.CACertificate
-	32, // 15: concord.admin.v1.Entity.vault:type_name -> concord.admin.v1.Vault
-	33, // 16: concord.admin.v1.Entity.key:type_name -> concord.admin.v1.Key
-	34, // 17: concord.admin.v1.Entity.key_set:type_name -> concord.admin.v1.KeySet
-	35, // 18: concord.admin.v1.Entity.hmacauth_credential:type_name -> concord.admin.v1.HMACAuthCredential
-	36, // 19: concord.admin.v1.Entity.oauth2_credential:type_name -> concord.admin.v1.OAuth2Credential
-	4,  // 20: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
+	6,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
+	24, // 1: concord.admin.v1.Entity.fields:type_name -> google.protobuf.Struct
+	25, // 2: concord.admin.v1.Entity.service:type_name -> concord.admin.v1.Service
+	26, // 3: concord.admin.v1.Entity.route:type_name -> concord.admin.v1.Route
+	27, // 4: concord.admin.v1.Entity.consumer:type_name -> concord.admin.v1.Consumer
+	28, // 5: concord.admin.v1.Entity.plugin:type_name -> concord.admin.v1.Plugin
+	29, // 6: concord.admin.v1.Entity.jwt_secret:type_name -> concord.admin.v1.JWTSecret
+	30, // 7: concord.admin.v1.Entity.keyauth_credential:type_name -> concord.admin.v1.KeyAuthCredential
+	31, // 8: concord.admin.v1.Entity.basicauth_credential:type_name -> concord.admin.v1.BasicAuthCredential
+	32, // 9: concord.admin.v1.Entity.acl:type_name -> concord.admin.v1.ACL
+	33, // 10: concord.admin.v1.Entity.upstream:type_name -> concord.admin.v1.Upstream
+	34, // 11: concord.admin.v1.Entity.target:type_name -> concord.admin.v1.UpstreamTarget
+	35, // 12: concord.admin.v1.Entity.certificate:type_name -> concord.admin.v1.Certificate
+	36, // 13: concord.admin.v1.Entity.sni:type_name -> concord.admin.v1.SNI
+	37, // 14: concord.admin.v1.Entity.ca_certificate:type_name -> concord.admin.v1.CACertificate
+	38, // 15: concord.admin.v1.Entity.vault:type_name -> concord.admin.v1.Vault
+	39, // 16: concord.admin.v1.Entity.key:type_name -> concord.admin.v1.Key
+	40, // 17: concord.admin.v1.Entity.key_set:type_name -> concord.admin.v1.KeySet
+	41, // 18: concord.admin.v1.Entity.hmacauth_credential:type_name -> concord.admin.v1.HMACAuthCredential
+	42, // 19: concord.admin.v1.Entity.oauth2_credential:type_name -> concord.admin.v1.OAuth2Credential
+	5,  // 20: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
 	0,  // 21: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
 	1,  // 22: concord.admin.v1.GetRequest.format:type_name -> concord.admin.v1.Format
-	6,  // 23: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
-	4,  // 24: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
+	7,  // 23: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
+	5,  // 24: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
 	0,  // 25: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
 	2,  // 26: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
 	1,  // 27: concord.admin.v1.ListRequest.format:type_name -> concord.admin.v1.Format
-	17, // 28: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
-	6,  // 29: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
+	23, // 28: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
+	7,  // 29: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
 	3,  // 30: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
-	4,  // 31: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
-	6,  // 32: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
+	5,  // 31: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
+	7,  // 32: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
 	1,  // 33: concord.admin.v1.MutateRequest.format:type_name -> concord.admin.v1.Format
-	6,  // 34: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
-	1,  // 35: concord.admin.v1.WatchRequest.format:type_name -> concord.admin.v1.Format
-	15, // 36: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
-	6,  // 37: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
-	18, // 38: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
-	7,  // 39: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
-	9,  // 40: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
-	11, // 41: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
-	13, // 42: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
-	8,  // 43: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
-	10, // 44: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
-	12, // 45: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
-	14, // 46: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
-	43, // [43:47] is the sub-list for method output_type
-	39, // [39:43] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	7,  // 34: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
+	15, // 35: concord.admin.v1.ApplyRequest.wanted:type_name -> concord.admin.v1.Wanted
+	16, // 36: concord.admin.v1.ApplyRequest.removals:type_name -> concord.admin.v1.Removal
+	1,  // 37: concord.admin.v1.ApplyRequest.format:type_name -> concord.admin.v1.Format
+	7,  // 38: concord.admin.v1.Wanted.entity:type_name -> concord.admin.v1.Entity
+	18, // 39: concord.admin.v1.ApplyResponse.differences:type_name -> concord.admin.v1.Difference
+	7,  // 40: concord.admin.v1.ApplyResponse.entities:type_name -> concord.admin.v1.Entity
+	4,  // 41: concord.admin.v1.Difference.action:type_name -> concord.admin.v1.Action
+	24, // 42: concord.admin.v1.Difference.before:type_name -> google.protobuf.Struct
+	24, // 43: concord.admin.v1.Difference.after:type_name -> google.protobuf.Struct
+	1,  // 44: concord.admin.v1.WatchRequest.format:type_name -> concord.admin.v1.Format
+	21, // 45: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
+	7,  // 46: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
+	24, // 47: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
+	8,  // 48: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
+	10, // 49: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
+	12, // 50: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
+	14, // 51: concord.admin.v1.ConfigService.Apply:input_type -> concord.admin.v1.ApplyRequest
+	19, // 52: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
+	9,  // 53: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
+	11, // 54: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
+	13, // 55: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
+	17, // 56: concord.admin.v1.ConfigService.Apply:output_type -> concord.admin.v1.ApplyResponse
+	20, // 57: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
+	53, // [53:58] is the sub-list for method output_type
+	48, // [48:53] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_concord_admin_v1_config_proto_init() }
@@ -1696,14 +2207,14 @@ func file_concord_admin_v1_config_proto_init() {
 		(*Entity_HmacauthCredential)(nil),
 		(*Entity_Oauth2Credential)(nil),
 	}
-	file_concord_admin_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
+	file_concord_admin_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_admin_v1_config_proto_rawDesc), len(file_concord_admin_v1_config_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   14,
+			NumEnums:      5,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

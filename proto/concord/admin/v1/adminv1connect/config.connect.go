@@ -44,6 +44,8 @@ const (
 	ConfigServiceListProcedure = "/concord.admin.v1.ConfigService/List"
 	// ConfigServiceMutateProcedure is the fully-qualified name of the ConfigService's Mutate RPC.
 	ConfigServiceMutateProcedure = "/concord.admin.v1.ConfigService/Mutate"
+	// ConfigServiceApplyProcedure is the fully-qualified name of the ConfigService's Apply RPC.
+	ConfigServiceApplyProcedure = "/concord.admin.v1.ConfigService/Apply"
 	// ConfigServiceWatchProcedure is the fully-qualified name of the ConfigService's Watch RPC.
 	ConfigServiceWatchProcedure = "/concord.admin.v1.ConfigService/Watch"
 )
@@ -56,6 +58,8 @@ type ConfigServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	// Mutate changes one entity. It is answered once this node serves the change.
 	Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error)
+	// Apply changes many entities in one transaction: all of it or nothing.
+	Apply(context.Context, *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error)
 	// Watch tells every change to the configuration behind an index, each once, in the order in which they were made, and goes on with new ones.
 	// Any node goes on from the index that another one told. Tokens and sessions, which the gateway makes while it serves, are left out.
 	Watch(context.Context, *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error)
@@ -92,6 +96,12 @@ func NewConfigServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(configServiceMethods.ByName("Mutate")),
 			connect.WithClientOptions(opts...),
 		),
+		apply: connect.NewClient[v1.ApplyRequest, v1.ApplyResponse](
+			httpClient,
+			baseURL+ConfigServiceApplyProcedure,
+			connect.WithSchema(configServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
 		watch: connect.NewClient[v1.WatchRequest, v1.WatchResponse](
 			httpClient,
 			baseURL+ConfigServiceWatchProcedure,
@@ -106,6 +116,7 @@ type configServiceClient struct {
 	get    *connect.Client[v1.GetRequest, v1.GetResponse]
 	list   *connect.Client[v1.ListRequest, v1.ListResponse]
 	mutate *connect.Client[v1.MutateRequest, v1.MutateResponse]
+	apply  *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
 	watch  *connect.Client[v1.WatchRequest, v1.WatchResponse]
 }
 
@@ -124,6 +135,11 @@ func (c *configServiceClient) Mutate(ctx context.Context, req *connect.Request[v
 	return c.mutate.CallUnary(ctx, req)
 }
 
+// Apply calls concord.admin.v1.ConfigService.Apply.
+func (c *configServiceClient) Apply(ctx context.Context, req *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error) {
+	return c.apply.CallUnary(ctx, req)
+}
+
 // Watch calls concord.admin.v1.ConfigService.Watch.
 func (c *configServiceClient) Watch(ctx context.Context, req *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error) {
 	return c.watch.CallServerStream(ctx, req)
@@ -137,6 +153,8 @@ type ConfigServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	// Mutate changes one entity. It is answered once this node serves the change.
 	Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error)
+	// Apply changes many entities in one transaction: all of it or nothing.
+	Apply(context.Context, *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error)
 	// Watch tells every change to the configuration behind an index, each once, in the order in which they were made, and goes on with new ones.
 	// Any node goes on from the index that another one told. Tokens and sessions, which the gateway makes while it serves, are left out.
 	Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error
@@ -169,6 +187,12 @@ func NewConfigServiceHandler(svc ConfigServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(configServiceMethods.ByName("Mutate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	configServiceApplyHandler := connect.NewUnaryHandler(
+		ConfigServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(configServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
 	configServiceWatchHandler := connect.NewServerStreamHandler(
 		ConfigServiceWatchProcedure,
 		svc.Watch,
@@ -183,6 +207,8 @@ func NewConfigServiceHandler(svc ConfigServiceHandler, opts ...connect.HandlerOp
 			configServiceListHandler.ServeHTTP(w, r)
 		case ConfigServiceMutateProcedure:
 			configServiceMutateHandler.ServeHTTP(w, r)
+		case ConfigServiceApplyProcedure:
+			configServiceApplyHandler.ServeHTTP(w, r)
 		case ConfigServiceWatchProcedure:
 			configServiceWatchHandler.ServeHTTP(w, r)
 		default:
@@ -204,6 +230,10 @@ func (UnimplementedConfigServiceHandler) List(context.Context, *connect.Request[
 
 func (UnimplementedConfigServiceHandler) Mutate(context.Context, *connect.Request[v1.MutateRequest]) (*connect.Response[v1.MutateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("concord.admin.v1.ConfigService.Mutate is not implemented"))
+}
+
+func (UnimplementedConfigServiceHandler) Apply(context.Context, *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("concord.admin.v1.ConfigService.Apply is not implemented"))
 }
 
 func (UnimplementedConfigServiceHandler) Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error {
