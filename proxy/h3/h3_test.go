@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -70,12 +71,12 @@ func start(t *testing.T, serve func(*exchange.Exchange), set func(*h3.Options)) 
 	}
 	f.server = h3.New(o)
 	f.client = newClient()
-	f.listen(t, nil)
+	f.listen(t, nil, nil)
 	return f
 }
 
 // listen serves on a socket of its own, or on an inherited one.
-func (f *fixture) listen(t *testing.T, from *listen.Inherited) {
+func (f *fixture) listen(t *testing.T, from *listen.Inherited, tune func(*tls.Config)) {
 	t.Helper()
 	cert, err := listen.DefaultCertificate(t.TempDir(), "")
 	if err != nil {
@@ -85,8 +86,12 @@ func (f *fixture) listen(t *testing.T, from *listen.Inherited) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	config := listen.TLSConfig(listen.TLSOptions{Default: cert})
+	if tune != nil {
+		tune(config)
+	}
 	f.listener, err = h3.Listen(context.Background(), h3.ListenOptions{
-		Spec: specs[0], Server: f.server, TLS: listen.TLSConfig(listen.TLSOptions{Default: cert}), Gate: f.gate, Secret: []byte("secret"), Inherited: from,
+		Spec: specs[0], Server: f.server, TLS: config, Gate: f.gate, Secret: []byte("secret"), Inherited: from,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -489,6 +494,161 @@ func raw(t *testing.T, f *fixture, sent []byte) error {
 	_ = str.SetReadDeadline(time.Now().Add(20 * time.Second))
 	_, err = io.ReadAll(str)
 	return err
+}
+
+// TestClientCertificates: the rule for the name in the ClientHello holds, and the exchange tells whether there was one. Sessions are resumed,
+// without 0-RTT.
+func TestClientCertificates(t *testing.T) {
+	f := &fixture{gate: &gate{}, client: newClient()}
+	f.gate.max.Store(1000)
+	f.handler = &handler{serve: func(x *exchange.Exchange) {
+		x.Response.Status = http.StatusOK
+		x.Response.SetBody(fmt.Appendf(nil, "%s asked %v, %d certificates, resumed %v", x.Conn.SNI, x.Conn.CertificateAsked, len(x.Conn.TLS.PeerCertificates), x.Conn.TLS.DidResume))
+	}}
+	f.server = h3.New(h3.Options{Handler: f.handler})
+	f.listen(t, nil, func(c *tls.Config) {
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if hello.ServerName != "mtls.test" {
+				return nil, nil
+			}
+			asking := c.Clone()
+			asking.ClientAuth = tls.RequestClientCert
+			return asking, nil
+		}
+	})
+	cert, err := listen.DefaultCertificate(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := tls.NewLRUClientSessionCache(8)
+	for _, c := range []struct{ name, want string }{
+		{"mtls.test", "mtls.test asked true, 1 certificates, resumed false"},
+		{"other.test", "other.test asked false, 0 certificates, resumed false"},
+		{"other.test", "other.test asked false, 0 certificates, resumed true"},
+	} {
+		client := newClient()
+		client.TLSClientConfig.ServerName, client.TLSClientConfig.ClientSessionCache = c.name, cache
+		client.TLSClientConfig.Certificates = []tls.Certificate{cert}
+		f.client = client
+		_, got := f.do(t, request(t, http3.MethodGet0RTT, f.url, nil))
+		if string(got) != c.want {
+			t.Errorf("got %s, want %s", got, c.want)
+		}
+		_ = client.Close()
+	}
+}
+
+// TestTakenBack: requests that are taken back at once end the connection, and never more run than may.
+func TestTakenBack(t *testing.T) {
+	var running, most atomic.Int64
+	f := start(t, func(x *exchange.Exchange) {
+		n := running.Add(1)
+		defer running.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		time.Sleep(10 * time.Millisecond)
+		x.Response.Status = http.StatusNoContent
+	}, func(o *h3.Options) { o.MaxStreams = 20 })
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = qc.CloseWithError(0, "") }()
+	head := headers(":method", "GET", ":scheme", "https", ":authority", "localhost", ":path", "/")
+	for qc.Context().Err() == nil {
+		str, err := qc.OpenStreamSync(ctx)
+		if err != nil {
+			break
+		}
+		_, _ = str.Write(head)
+		time.Sleep(100 * time.Microsecond) // a reset would overtake it
+		str.CancelWrite(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
+		str.CancelRead(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
+	}
+	ended := context.Cause(qc.Context())
+	if ae, ok := errors.AsType[*quic.ApplicationError](ended); !ok || http3.ErrCode(ae.ErrorCode) != http3.ErrCodeExcessiveLoad {
+		t.Errorf("the connection ended with %v", ended)
+	}
+	if most.Load() > 20 {
+		t.Errorf("%d ran at once", most.Load())
+	}
+}
+
+// deaf is a socket on which nothing arrives.
+type deaf struct{ net.PacketConn }
+
+func (d deaf) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		if _, _, err := d.PacketConn.ReadFrom(p); err != nil {
+			return 0, nil, err
+		}
+	}
+}
+
+// attentive is a socket that sees Retry packets (RFC 9000 §17.2.5).
+type attentive struct {
+	net.PacketConn
+	retries atomic.Int64
+}
+
+func (a *attentive) ReadFrom(p []byte) (int, net.Addr, error) {
+	n, from, err := a.PacketConn.ReadFrom(p)
+	if n > 5 && p[0]&0xf0 == 0xf0 {
+		a.retries.Add(1)
+	}
+	return n, from, err
+}
+
+// TestRetry: clients have to show that their address is their own while many handshakes are not completed.
+func TestRetry(t *testing.T) {
+	f := start(t, tell, nil)
+	socket := func() net.PacketConn {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	seen := func() int64 {
+		a := &attentive{PacketConn: socket()}
+		defer a.Close()
+		tr := &quic.Transport{Conn: a}
+		defer tr.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		qc, err := tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = qc.CloseWithError(0, "")
+		return a.retries.Load()
+	}
+	if n := seen(); n != 0 {
+		t.Errorf("%d Retry packets without need", n)
+	}
+	d := deaf{socket()}
+	defer d.Close()
+	tr := &quic.Transport{Conn: d}
+	defer tr.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	var dials sync.WaitGroup
+	defer dials.Wait()
+	defer cancel()
+	for range 140 {
+		dials.Go(func() {
+			_, _ = tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+		})
+	}
+	for end := time.Now().Add(20 * time.Second); f.gate.open.Load() < 128; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d handshakes", f.gate.open.Load())
+		}
+	}
+	if n := seen(); n == 0 {
+		t.Error("no Retry packet")
+	}
 }
 
 func TestTooManyConnections(t *testing.T) {

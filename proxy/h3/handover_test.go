@@ -112,6 +112,6 @@ func inherit(t *testing.T, serve func(*exchange.Exchange), from *listen.Inherite
 	f := &fixture{handler: &handler{serve: serve}, gate: &gate{}, client: newClient()}
 	f.gate.max.Store(1000)
 	f.server = h3.New(h3.Options{Handler: f.handler})
-	f.listen(t, from)
+	f.listen(t, from, nil)
 	return f
 }

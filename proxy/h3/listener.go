@@ -78,6 +78,7 @@ type Conn struct {
 	serial uint64
 	served atomic.Pointer[conn]
 	over   atomic.Bool // the handshake
+	asked  bool        // for a client certificate, in the handshake
 }
 
 type connKey struct{}
@@ -184,6 +185,9 @@ func (l *Listener) Serve() error {
 			if chosen != nil {
 				c = chosen // a copy, too
 			}
+		}
+		if accepted, ok := hello.Context().Value(connKey{}).(*Conn); ok {
+			accepted.asked = c.ClientAuth != tls.NoClientCert
 		}
 		c.MinVersion = tls.VersionTLS13
 		return c, nil

@@ -136,7 +136,7 @@ func (s *stream) expectBody(r *http.Request) error {
 	if q.Length < 0 && !bodyLikely(q.Method) {
 		// The end of the stream is what tells that there is no body, and it comes with the head or right behind it.
 		q.Expect100, s.expect = false, false
-		n, err := b.read()
+		n, err := b.read(0)
 		if n == 0 && err == io.EOF {
 			q.Length = 0
 			return nil
@@ -146,6 +146,31 @@ func (s *stream) expectBody(r *http.Request) error {
 		}
 		b.first, b.eof = n, err == io.EOF
 	}
+	if q.Length > 0 && q.Length <= bodyChunk && !q.Expect100 {
+		return b.gather(q)
+	}
+	q.Body = b
+	return nil
+}
+
+// gather waits for a short body, as nginx does: one in memory can be sent in one piece, and again.
+func (b *body) gather(q *exchange.Request) error {
+	n := 0
+	for {
+		k, err := b.read(n)
+		n += k
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if len(b.s.r.Trailer) == 0 {
+		q.SetBody(b.buf[:n])
+		return nil
+	}
+	b.first, b.eof = n, true
 	q.Body = b
 	return nil
 }
@@ -172,7 +197,7 @@ func (b *body) Next() ([]byte, error) {
 		return b.buf[:n], nil
 	}
 	b.s.goOn()
-	n, err := b.read()
+	n, err := b.read(0)
 	if err == io.EOF {
 		return b.buf[:n], b.end()
 	}
@@ -196,8 +221,8 @@ func (b *body) end() error {
 	return io.EOF
 }
 
-// read reads once, and makes the library's errors ours.
-func (b *body) read() (int, error) {
+// read reads once to b.buf[at:], and makes the library's errors ours.
+func (b *body) read(at int) (int, error) {
 	if b.closed.Load() {
 		return 0, errBodyClosed
 	}
@@ -208,7 +233,7 @@ func (b *body) read() (int, error) {
 	if b.closed.Load() { // just now: Close's deadline is the one that counts
 		return 0, errBodyClosed
 	}
-	n, err := b.in.Read(b.buf)
+	n, err := b.in.Read(b.buf[at:])
 	received := b.s.received.Add(int64(n))
 	switch {
 	case err == nil || err == io.EOF:

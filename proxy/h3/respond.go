@@ -148,6 +148,9 @@ func (s *stream) run() (complete bool) {
 	if err == nil {
 		err = s.expectBody(s.r)
 	}
+	if s.malformed.Load() {
+		return false
+	}
 	if err != nil {
 		status := http.StatusBadRequest
 		var f *h1.Fault

@@ -112,7 +112,7 @@ type conn struct {
 func (s *Server) ServeConn(qc *Conn) {
 	c := &conn{s: s, quic: qc.quic, points: maxPoints}
 	state := c.quic.ConnectionState().TLS
-	c.info = exchange.Conn{Local: addrPort(c.quic.LocalAddr()), TLS: &state, SNI: state.ServerName, Serial: qc.serial}
+	c.info = exchange.Conn{Local: addrPort(c.quic.LocalAddr()), TLS: &state, SNI: state.ServerName, CertificateAsked: qc.asked, Serial: qc.serial}
 	s.mu.Lock()
 	qc.served.Store(c)
 	if s.closing {

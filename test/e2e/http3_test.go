@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +18,9 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/http3"
+	"google.golang.org/grpc"
+	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/protobuf/proto"
 
 	"concord/test/harness"
 )
@@ -164,5 +170,73 @@ func TestHTTP3Upgrade(t *testing.T) {
 	clients.Wait()
 	if ok.Load() < 100 {
 		t.Errorf("only %d requests", ok.Load())
+	}
+}
+
+// TestHTTP3GRPC talks gRPC over HTTP/3 to an upstream of HTTP/2: messages go both ways while the call runs, and trailers and deadlines arrive.
+func TestHTTP3GRPC(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	pb.RegisterTestServiceServer(srv, grpcUpstream{})
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(srv.Stop)
+	n := harness.NewNode(t, "solo")
+	n.Env = []string{"CONCORD_PROXY_LISTEN=" + n.ProxyTLS + " http3 ssl"}
+	n.Start()
+	expect(t, "service", n.Form("POST", "/services", "name", "g", "url", "grpc://"+l.Addr().String()), 201)
+	last := expect(t, "route", n.JSON("POST", "/services/g/routes", `{"protocols":["grpcs"],"paths":["/grpc.testing.TestService/"]}`), 201)
+	tr := overHTTP3(t)
+	call := func(method string, body io.Reader) *http.Response {
+		t.Helper()
+		r, err := http.NewRequest("POST", "https://"+n.ProxyTLS+method, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "Grpc-Timeout": {"20S"}, "X-Min-Config-Index": {last.Index()}}
+		res, err := tr.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = res.Body.Close() })
+		return res
+	}
+	message := func(text string) []byte {
+		b, err := proto.Marshal(&pb.SimpleRequest{Payload: &pb.Payload{Body: []byte(text)}}) // the payload of StreamingOutputCallRequest is the same field
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(b))), b...)
+	}
+	res := call("/grpc.testing.TestService/UnaryCall", bytes.NewReader(message("hello")))
+	b, err := io.ReadAll(res.Body)
+	if err != nil || !strings.HasSuffix(string(b), "hello") || res.Trailer.Get("Grpc-Status") != "0" || res.Trailer.Get("X-Trailer") != "end" {
+		t.Errorf("unary: %v %q %v", err, b, res.Trailer)
+	}
+	if res = call("/none", bytes.NewReader(message("hello"))); res.StatusCode != 404 || res.Header.Get("Grpc-Status") != "5" {
+		t.Errorf("no route: %d %v", res.StatusCode, res.Header)
+	}
+	in, out := io.Pipe()
+	go func() { _, _ = out.Write(message("0")) }()
+	res = call("/grpc.testing.TestService/FullDuplexCall", in)
+	for i := range 3 {
+		var head [5]byte
+		if _, err := io.ReadFull(res.Body, head[:]); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, binary.BigEndian.Uint32(head[1:]))
+		if _, err := io.ReadFull(res.Body, b); err != nil || !strings.HasSuffix(string(b), fmt.Sprint(i)) {
+			t.Fatalf("message %d: %v %q", i, err, b)
+		}
+		if i < 2 {
+			_, _ = out.Write(message(fmt.Sprint(i + 1)))
+		}
+	}
+	_ = out.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || len(b) > 0 || res.Trailer.Get("Grpc-Status") != "0" {
+		t.Errorf("both ways: %v %q %v", err, b, res.Trailer)
 	}
 }
