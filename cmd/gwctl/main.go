@@ -93,8 +93,10 @@ func newRoot() *cobra.Command {
 	})
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
-	root.AddCommand(getCmd(o), listCmd(o), createCmd(o), applyCmd(o), editCmd(o), deleteCmd(o), routeCmd(o))
+	root.AddCommand(getCmd(o), listCmd(o), createCmd(o), applyCmd(o), editCmd(o), deleteCmd(o), routeCmd(o), exposeCmd(o))
 	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o), configCmd(o))
+	root.InitDefaultCompletionCmd()
+	describeCompletion(root)
 	return root
 }
 
@@ -147,3 +149,36 @@ Flags of every command:
 {{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
 `
 )
+
+// describeCompletion gives the commands that cobra adds the form of the others.
+func describeCompletion(root *cobra.Command) {
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "completion" {
+			continue
+		}
+		cmd.Short = "Print a script that completes commands and names in a shell"
+		cmd.Example = "  source <(gwctl completion bash)\n  gwctl completion zsh > \"${fpath[1]}/_gwctl\""
+		for _, sub := range cmd.Commands() {
+			sub.Example = map[string]string{
+				"bash":       "  source <(gwctl completion bash)                               # this shell\n  gwctl completion bash > /etc/bash_completion.d/gwctl          # every one",
+				"zsh":        "  source <(gwctl completion zsh)\n  gwctl completion zsh > \"${fpath[1]}/_gwctl\"",
+				"fish":       "  gwctl completion fish > ~/.config/fish/completions/gwctl.fish",
+				"powershell": "  gwctl completion powershell | Out-String | Invoke-Expression",
+			}[sub.Name()]
+			if script := sub.RunE; sub.Name() == "bash" {
+				sub.RunE = func(cmd *cobra.Command, args []string) error {
+					fmt.Fprint(cmd.OutOrStdout(), bashWords)
+					return script(cmd, args)
+				}
+			}
+		}
+	}
+}
+
+// bashWords stands in for the one function of the package bash-completion that the script needs, where that is not installed.
+const bashWords = `if ! declare -F _get_comp_words_by_ref >/dev/null; then
+    _get_comp_words_by_ref() {
+        cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
+    }
+fi
+`
