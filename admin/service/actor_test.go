@@ -55,6 +55,7 @@ func TestForgedForward(t *testing.T) {
 		{"a token that may only read", as(Actor{Token: reader.ID}), Forbidden},
 		{"a command of one that may only read", request{Command: put(1), Actor: Actor{Token: reader.ID}}, Forbidden},
 		{"a command of nobody", request{Command: put(1)}, Unauthenticated},
+		{"a node that writes what plugins do not keep", as(Actor{Program: true}), Forbidden},
 		{"a token by command", request{Command: put(entity.TableAdminTokens), Actor: Actor{Token: super}}, Forbidden},
 		{"a join token by command", request{Command: put(entity.TableClusterTokens), Actor: Actor{Token: super}}, Forbidden},
 		{"an audit record by command", request{Command: put(entity.TableAuditRecords), Actor: Actor{Token: super}}, Forbidden},

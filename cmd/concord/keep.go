@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"concord/admin/service"
+	"concord/fsm/entity"
 	"concord/fsm/schema"
 )
 
@@ -17,15 +18,13 @@ type keep struct {
 	service atomic.Pointer[service.Service]
 }
 
-const keepTable = "acme_storage"
-
 func (k *keep) mutate(ctx context.Context, m service.Mutation) error {
 	s := k.service.Load()
 	if s == nil {
 		return errors.New("the node is still starting")
 	}
-	m.Target.Entity = keepTable
-	_, err := s.Mutate(ctx, m)
+	m.Target.Entity = entity.ACMEStorageTable
+	_, err := s.Mutate(service.WithActor(ctx, service.Actor{Program: true}), m)
 	return err
 }
 

@@ -2,6 +2,9 @@ package entity
 
 import "concord/fsm/schema"
 
+// ACMEStorageTable is the plural name of ACMEStorage.
+const ACMEStorageTable = "acme_storage"
+
 // ACMEStorage is what the acme plugin keeps: accounts, certificates with their keys, challenges and locks.
 type ACMEStorage struct {
 	ID        string  `json:"id"`
@@ -10,8 +13,8 @@ type ACMEStorage struct {
 	CreatedAt float64 `json:"created_at"`
 }
 
-var acmeStorage = Def{Table: 22, New: func() any { return new(ACMEStorage) }, Runtime: true, Schema: &schema.Schema{
-	Name:        "acme_storage",
+var acmeStorage = Def{Table: 22, New: func() any { return new(ACMEStorage) }, Runtime: true, Endpoints: NoEndpoints, Schema: &schema.Schema{
+	Name:        ACMEStorageTable,
 	EndpointKey: "key",
 	TTL:         true,
 	Fields: []schema.Field{
