@@ -24,6 +24,7 @@ import (
 	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/fsm/seal"
+	"concord/proxy/listen"
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
@@ -132,11 +133,16 @@ func (c *cli) admin(method, path string, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(s.AdminListen) == 0 {
-		return nil, errors.New("admin_listen is off: the running node cannot be asked")
+	return askNode("admin_listen", s.AdminListen, method, path, "application/yaml", body)
+}
+
+// askNode sends a request to the running node, at the listeners of a setting.
+func askNode(setting string, list []listen.Spec, method, path, contentType string, body []byte) ([]byte, error) {
+	if len(list) == 0 {
+		return nil, errors.New(setting + " is off: the running node cannot be asked")
 	}
-	at := s.AdminListen[0]
-	for _, l := range s.AdminListen {
+	at := list[0]
+	for _, l := range list {
 		if !l.SSL {
 			at = l
 			break
@@ -157,9 +163,9 @@ func (c *cli) admin(method, path string, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/yaml")
-	req.Header.Set("Accept", "application/yaml")
-	if token := os.Getenv("GWCTL_TOKEN"); token != "" {
+	req.Header.Set("Content-Type", contentType)
+	req.Header.Set("Accept", contentType)
+	if token := os.Getenv("GWCTL_TOKEN"); token != "" && setting == "admin_listen" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	res, err := client.Do(req)

@@ -80,7 +80,7 @@ func (c *cli) root() *cobra.Command {
 		return fmt.Errorf("%w: %w (see %s --help)", errUsage, err, cmd.CommandPath())
 	})
 	root.AddCommand(c.runCmd(), c.startCmd(), c.stopCmd(), c.quitCmd(), c.restartCmd(), c.reloadCmd(), c.upgradeCmd(), c.healthCmd(), c.checkCmd(), c.prepareCmd(),
-		c.versionCmd(), c.migrationsCmd(), c.configCmd())
+		c.versionCmd(), c.migrationsCmd(), c.configCmd(), c.vaultCmd(), c.drainCmd())
 	return root
 }
 
