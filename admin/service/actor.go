@@ -170,7 +170,7 @@ func (g grant) reach(def entity.Def, verb string) error {
 
 // blind tells whether the actor is shown no secrets.
 func (g grant) blind(def entity.Def) bool {
-	return g.role == entity.RoleReadOnly || def.Schema.Internal
+	return g.role == entity.RoleReadOnly || def.Schema.Internal || def.WriteOnly
 }
 
 // tagged tells whether a row's tags are within reach.

@@ -22,6 +22,8 @@ type Def struct {
 	Transform func(rec, current schema.Record) (schema.Record, error)
 	// Runtime rows are made while the gateway serves (tokens, sessions). They are not part of a configuration, which replaces none of them.
 	Runtime bool
+	// WriteOnly: nobody is shown the secrets of its rows.
+	WriteOnly bool
 	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.
 	Advise func(rec schema.Record) string
 	// Members is the list field that stands for rows of another entity. nil: none.
