@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -14,34 +15,44 @@ var errClosed = errors.New("body was closed")
 
 // bytesBody is a body held in memory; it lives inside its message so that setting one allocates nothing.
 type bytesBody struct {
-	data []byte
-	err  error // io.EOF once read
+	data   []byte
+	err    error  // io.EOF once read
+	closed uint32 // 1: perhaps by another goroutine; not an atomic.Bool, because messages are copied
+}
+
+func (b *bytesBody) set(data []byte) {
+	b.data, b.err = data, nil
+	atomic.StoreUint32(&b.closed, 0)
 }
 
 func (b *bytesBody) Next() ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
+	if atomic.LoadUint32(&b.closed) != 0 {
+		return nil, errClosed
+	}
 	b.err = io.EOF
 	return b.data, io.EOF
 }
 
 func (b *bytesBody) Close() error {
-	if b.err == nil {
-		b.err = errClosed
-	}
+	atomic.StoreUint32(&b.closed, 1)
 	return nil
 }
 
+// lost tells whether it was closed before it was read.
+func (b *bytesBody) lost() bool { return b.err == nil && atomic.LoadUint32(&b.closed) != 0 }
+
 // SetBody makes data, which must stay unchanged until the exchange ends, the body.
 func (r *Response) SetBody(data []byte) {
-	r.bytes = bytesBody{data: data}
+	r.bytes.set(data)
 	r.Body, r.Length = &r.bytes, int64(len(data))
 }
 
 // SetBody makes data, which must stay unchanged until the exchange ends, the body.
 func (r *Request) SetBody(data []byte) {
-	r.bytes = bytesBody{data: data}
+	r.bytes.set(data)
 	r.Body, r.Length = &r.bytes, int64(len(data))
 }
 
@@ -51,7 +62,7 @@ func (r *Request) Buffer(limit int64) ([]byte, error) {
 	if r.Body == nil {
 		return nil, nil
 	}
-	if r.Body == Body(&r.bytes) && r.bytes.err == nil {
+	if r.Body == Body(&r.bytes) && r.bytes.err == nil && !r.bytes.lost() {
 		if int64(len(r.bytes.data)) > limit {
 			return nil, ErrTooLarge
 		}
@@ -90,10 +101,11 @@ func (r *Request) Rewind() bool {
 	if r.Body == nil {
 		return true
 	}
-	if r.Body != Body(&r.bytes) || (r.bytes.err != nil && r.bytes.err != io.EOF) {
+	if r.Body != Body(&r.bytes) || r.bytes.lost() {
 		return false
 	}
 	r.bytes.err = nil
+	atomic.StoreUint32(&r.bytes.closed, 0)
 	return true
 }
 

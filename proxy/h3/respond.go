@@ -76,6 +76,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	c := qc.served.Load()
 	if !c.begin() {
+		c.charge() // an honest client has no more streams than may be
 		reset(w, http3.ErrCodeRequestRejected)
 		return
 	}
