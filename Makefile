@@ -11,11 +11,12 @@ JOBS      ?= $(shell nproc)
 
 TOOLS    := $(CURDIR)/.bin
 LDFLAGS  := -s -w -X main.version=$(VERSION)
-GENERATED := proto docs deploy
+GENERATED := proto docs deploy admin/ui/web/gen
 
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 PROTOC_GEN_GO := $(TOOLS)/protoc-gen-go-v1.36.12
 PROTOC_GEN_CONNECT := $(TOOLS)/protoc-gen-connect-go-v1.21.1
+PROTOC_GEN_ES := $(TOOLS)/protoc-gen-es-2.17.0/node_modules/.bin/protoc-gen-es
 BUF           := $(TOOLS)/buf-1.75.0
 
 .PHONY: help
@@ -53,13 +54,13 @@ lint: $(GOLANGCI_LINT) $(BUF) ## Check style, imports, protobuf and go.mod
 	cd proto && $(BUF) lint && $(BUF) format --diff --exit-code
 
 .PHONY: generate
-generate: $(PROTOC_GEN_GO) $(PROTOC_GEN_CONNECT) $(BUF) ## Generate protobuf code, the settings reference and the sample settings
-	cd proto && $(BUF) generate
+generate: $(PROTOC_GEN_GO) $(PROTOC_GEN_CONNECT) $(PROTOC_GEN_ES) $(BUF) ## Generate protobuf code, the settings reference and the sample settings
+	cd proto && $(BUF) generate && $(BUF) generate --template buf.gen.web.yaml --path concord/admin
 	go test -run '^TestGenerated$$' ./cmd/concord/settings -update
 
 .PHONY: checkgenerate
 checkgenerate: ## Fail if generating changes a file
-	before=$$(mktemp -d); trap 'rm -rf "$$before"' EXIT; cp -R $(GENERATED) "$$before"; \
+	before=$$(mktemp -d); trap 'rm -rf "$$before"' EXIT; cp -R --parents $(GENERATED) "$$before"; \
 	$(MAKE) --no-print-directory generate; \
 	for d in $(GENERATED); do diff -r "$$before/$$d" "$$d" || { echo "run make generate and commit the result" >&2; exit 1; }; done
 
@@ -103,6 +104,10 @@ $(PROTOC_GEN_GO):
 $(PROTOC_GEN_CONNECT):
 	GOBIN=$(TOOLS) go install connectrpc.com/connect/cmd/protoc-gen-connect-go@$(@:$(TOOLS)/protoc-gen-connect-go-%=%)
 	cp $(TOOLS)/protoc-gen-connect-go $@
+
+$(PROTOC_GEN_ES): # in a folder of its own: npm would remove it with the next package that it installs there
+	npm install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix $(@:%/node_modules/.bin/protoc-gen-es=%) @bufbuild/protoc-gen-es@2.17.0
+	ln -sf $(@:$(TOOLS)/%=%) $(TOOLS)/protoc-gen-es
 
 $(BUF): # the npm package carries the binary; its install script would fetch nothing more
 	npm install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix $(TOOLS)/npm @bufbuild/buf@$(@:$(TOOLS)/buf-%=%)
