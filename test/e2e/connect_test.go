@@ -201,7 +201,9 @@ func TestConnectWatch(t *testing.T) {
 type watched struct {
 	Index   string
 	Reset   bool
-	Changes []struct{ Entity struct{ Fields map[string]any } }
+	Changes []struct {
+		Entity struct{ Fields map[string]any }
+	}
 }
 
 // watch reads Connect's streaming protocol: a flag, a length and JSON, again and again.
