@@ -54,7 +54,7 @@ func everything(t testing.TB, n *harness.Node) string {
 		"http-log": {"http_endpoint": "http://127.0.0.1:1"}, "tcp-log": {"host": "127.0.0.1", "port": 1}, "udp-log": {"host": "127.0.0.1", "port": 1},
 		"file-log": {"path": "/dev/null"}, "opentelemetry": {"traces_endpoint": "http://127.0.0.1:1"}, "zipkin": {"http_endpoint": "http://127.0.0.1:1"},
 		"ldap-auth": {"ldap_host": "127.0.0.1", "base_dn": "dc=x", "attribute": "cn"}, "oauth2": {"scopes": list{"a"}, "enable_client_credentials": true},
-		"proxy-cache": {"strategy": "memory"},
+		"proxy-cache": {"strategy": "memory"}, "mtls-auth": {"ca_certificates": list{"5a7b3dfc-1c6c-4b43-9c3c-5c3a5e3f1a02"}},
 	}
 	var root struct {
 		Plugins struct {
@@ -68,6 +68,9 @@ func everything(t testing.TB, n *harness.Node) string {
 		rec{"name": "get", "paths": list{"/get", `~/id/\d+$`}, "methods": list{"GET"}, "plugins": list{rec{"name": "correlation-id", "config": rec{"header_name": "X-Id"}}}},
 		rec{"name": "host", "hosts": list{"*.example"}, "headers": rec{"x-env": list{"prod"}}, "strip_path": false}}}}
 	for name := range root.Plugins.Available {
+		if name == "acme" { // belongs to nothing, see below
+			continue
+		}
 		plugin := rec{"name": name}
 		if needed[name] != nil {
 			plugin["config"] = needed[name]
@@ -83,7 +86,8 @@ func everything(t testing.TB, n *harness.Node) string {
 		"upstreams":       list{rec{"name": "main.upstream", "targets": list{rec{"target": "127.0.0.1:1", "weight": 10}, rec{"target": "127.0.0.2:1"}}}},
 		"certificates":    list{rec{"id": "5a7b3dfc-1c6c-4b43-9c3c-5c3a5e3f1a01", "cert": cert, "key": key, "snis": list{rec{"name": "a.example"}, rec{"name": "b.example"}}}},
 		"ca_certificates": list{rec{"id": "5a7b3dfc-1c6c-4b43-9c3c-5c3a5e3f1a02", "cert": ca}},
-		"plugins":         list{rec{"name": "request-termination", "enabled": false}},
+		"plugins": list{rec{"name": "request-termination", "enabled": false},
+			rec{"name": "acme", "enabled": false, "config": rec{"account_email": "a@a.example", "tos_accepted": true, "domains": list{"a.example"}}}},
 	}
 	text, err := json.Marshal(doc) // is YAML too
 	if err != nil {
