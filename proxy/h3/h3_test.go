@@ -693,6 +693,36 @@ func TestSlow(t *testing.T) {
 	}
 }
 
+// TestSlowHead: a connection that only begins requests is idle, whatever else its client sends.
+func TestSlowHead(t *testing.T) {
+	f := start(t, tell, func(o *h3.Options) { o.IdleTimeout = 300 * time.Millisecond })
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = qc.CloseWithError(0, "") }()
+	head := headers(":method", "GET", ":scheme", "https", ":authority", "localhost", ":path", "/")
+	for range 100 {
+		str, err := qc.OpenStreamSync(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := str.Write(head[:len(head)-1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-qc.Context().Done():
+	case <-ctx.Done():
+		t.Error("the connection stays")
+	}
+	if n := f.handler.finished.Load(); n != 0 {
+		t.Errorf("%d requests were taken for complete", n)
+	}
+}
+
 // TestShutdown: what runs is finished, and the client goes elsewhere.
 func TestShutdown(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
