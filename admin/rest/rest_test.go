@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -48,7 +49,7 @@ func newGateway() *gateway {
 		Log: g.log, Machine: g.log.Machine, Timeout: time.Second,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
 	})
-	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Plugins: plugins, Info: rest.Info{
+	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Tracer: fakeTracer{}, Plugins: plugins, Info: rest.Info{
 		Hostname: "test", Version: "0.1.0",
 		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
 		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
@@ -99,6 +100,16 @@ func (fakeBalancer) SetHealth(upstream, target, address string, _ bool) error {
 
 var _ rest.Balancer = (*balancer.Set)(nil)
 
+// fakeTracer shows what it was asked.
+type fakeTracer struct{}
+
+func (fakeTracer) Trace(q rest.TraceQuery) (rest.Trace, error) {
+	if q.Path == "/%00" {
+		return rest.Trace{}, errors.New("path: contains %00")
+	}
+	return rest.Trace{Path: q.Path, Notes: []string{fmt.Sprintf("%+v", q)}}, nil
+}
+
 // fakeCluster is a cluster of two nodes and a third of the same name.
 type fakeCluster struct{}
 
@@ -140,8 +151,8 @@ func (f *fakeCluster) TransferLeadership(_ context.Context, to string) error {
 }
 
 func TestTranscripts(t *testing.T) {
-	// Those of this package need its fakes: a cluster and a balancer that answer by heart.
-	files := []string{"testdata/cluster.txtar", "testdata/health.txtar"}
+	// Those of this package need its fakes: a cluster, a balancer and a proxy that answer by heart.
+	files := []string{"testdata/cluster.txtar", "testdata/health.txtar", "testdata/trace.txtar"}
 	if own, _ := filepath.Glob("testdata/*.txtar"); len(own) != len(files) {
 		t.Errorf("%v: transcripts that run anywhere belong to test/conformance", own)
 	}

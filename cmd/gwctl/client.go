@@ -184,7 +184,7 @@ func fieldLines(body []byte) []string {
 	var out []string
 	for _, row := range e.Flattened {
 		for _, one := range row.Errors {
-			out = append(out, fmt.Sprintf("%s %s: %s", row.Kind, cmp.Or(row.Name, row.ID), strings.TrimPrefix(one.Field+": "+strings.Join(append(one.Messages, one.Message), ""), ": ")))
+			out = append(out, fmt.Sprintf("%s: %s", strings.TrimSpace(row.Kind+" "+cmp.Or(row.Name, row.ID)), strings.TrimPrefix(one.Field+": "+strings.Join(append(one.Messages, one.Message), ""), ": ")))
 		}
 	}
 	if len(out) > 0 {
