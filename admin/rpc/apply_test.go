@@ -1,9 +1,16 @@
 package rpc_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -111,5 +118,42 @@ func TestApply(t *testing.T) {
 	res, err = apply(&adminv1.ApplyRequest{Prune: true, Wanted: []*adminv1.Wanted{s("h2")}, Format: adminv1.Format_FORMAT_TYPED})
 	if err != nil || summary(res) != "+0 ~0 -1 =1" || res.GetEntities()[0].GetService().GetHost() != "h2" {
 		t.Errorf("prune: %v, %v", res, err)
+	}
+}
+
+// TestApplyNames: the names in a certificate's list become entities, which the service would otherwise not know of.
+func TestApplyNames(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	raw, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := func(kind string, b []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
+	}
+	c := start(t, service.Options{}).config()
+	apply := func(names ...string) (*connect.Response[adminv1.ApplyResponse], error) {
+		return c.Apply(t.Context(), connect.NewRequest(&adminv1.ApplyRequest{Wanted: []*adminv1.Wanted{{Kind: "certificates", Entity: &adminv1.Entity{
+			Value: &adminv1.Entity_Certificate{Certificate: &adminv1.Certificate{Cert: text("CERTIFICATE", raw), Key: text("PRIVATE KEY", secret), Snis: names}},
+		}}}}))
+	}
+	res, err := apply("a.test", "b.test")
+	if err != nil || res.Msg.GetCreated() != 3 || len(res.Msg.GetEntities()) != 1 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	got, err := c.Get(t.Context(), connect.NewRequest(&adminv1.GetRequest{Target: &adminv1.Target{Kind: "certificates", Ref: "a.test"}, Format: adminv1.Format_FORMAT_TYPED}))
+	if err != nil || fmt.Sprint(got.Msg.GetEntity().GetCertificate().GetSnis()) != "[a.test b.test]" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := apply("not a name"); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "wanted[0].snis[0]") {
+		t.Errorf("a bad name: %v", err)
 	}
 }
