@@ -130,7 +130,7 @@ func listCmd(o *options) *cobra.Command {
 
 // rows fetches the first page of a collection, or every page.
 func (o *options) rows(cmd *cobra.Command, p place, size int, tags string, every bool) (rows []row, more bool, err error) {
-	progress := o.progress(cmd)
+	progress := o.progress(cmd, "reading")
 	defer progress.end()
 	q := url.Values{"size": {strconv.Itoa(size)}}
 	if cmd.Flags().Changed("tags") {

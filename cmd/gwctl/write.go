@@ -24,7 +24,9 @@ func waitFlag(cmd *cobra.Command) *bool {
 // write sends a change, runs show, and with wait says when the change is live everywhere.
 func (o *options) write(cmd *cobra.Command, wait bool, r request, out any, show func() error) error {
 	start := time.Now()
+	progress := o.progress(cmd, fmt.Sprintf("the node works on %d KiB", (len(r.text)+1023)/1024))
 	said, err := o.send(cmd.Context(), r, out)
+	progress.end()
 	if err != nil {
 		return err
 	}
@@ -49,7 +51,7 @@ func (o *options) await(cmd *cobra.Command, index uint64, start time.Time) (stri
 	if index == 0 {
 		return "", errors.New("the node did not say at which index (X-Config-Index)")
 	}
-	progress := o.progress(cmd)
+	progress := o.progress(cmd, fmt.Sprintf("committed at %d", index))
 	defer progress.end()
 	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 	defer cancel()
@@ -261,12 +263,8 @@ func applyCmd(o *options) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		progress := o.progress(cmd)
-		defer progress.end()
-		progress.say("applying %d KiB", (len(doc)+1023)/1024)
 		var out applied
 		return o.write(cmd, *wait && !dry, mergeRequest(doc, dry), &out, func() error {
-			progress.end()
 			return o.print(cmd.OutOrStdout(), out, out.show)
 		})
 	}

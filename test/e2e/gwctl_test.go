@@ -14,6 +14,7 @@ func TestGwctl(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("curl is not installed")
 	}
+	t.Parallel()
 	c := harness.StartCluster(t, 3)
 	echo := harness.StartEcho(t)
 	gwctl := func(args ...string) string {
