@@ -111,7 +111,9 @@ func (m *membership) keepCertificate() {
 		return
 	}
 	var answer renewAnswer
-	err = m.leaderCall(m.ctx, opRenew, renewRequest{csr}, &answer)
+	ctx, cancel := context.WithDeadline(m.ctx, creds.Leaf.NotAfter) // then it is time to help oneself
+	defer cancel()
+	err = m.leaderCall(ctx, opRenew, renewRequest{csr}, &answer)
 	if err == nil {
 		err = m.useCertificate(creds.Key, answer.Certificate, answer.CA)
 	}
