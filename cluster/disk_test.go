@@ -125,7 +125,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 
 func TestNodeWithoutQuorumServesItsState(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 3, nil)
+	nodes := startCluster(t, 3, func(o *Options) { o.Tuning.QuorumWait = time.Second })
 	index := nodes[0].mustWrite("kept")
 	for _, n := range nodes {
 		n.mustHave(index)
@@ -143,7 +143,7 @@ func TestNodeWithoutQuorumServesItsState(t *testing.T) {
 	if !errors.As(err, &noLeader) || !strings.Contains(err.Error(), "1 of 3 voters") {
 		t.Errorf("a write without a majority: %v", err)
 	}
-	if d := time.Since(begin); d > 2*time.Second {
+	if d := time.Since(begin); d > 8*time.Second { // less than for an election that may still come
 		t.Errorf("the answer took %s", d)
 	}
 	s := n.Status(context.Background())

@@ -24,8 +24,9 @@ import (
 // fast are timers for loopback.
 func fast() Tuning {
 	return Tuning{
-		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond, LeaderLease: 250 * time.Millisecond,
-		StabilizationTime: 200 * time.Millisecond, SnapshotInterval: 50 * time.Millisecond, LeaderWait: 10 * time.Second,
+		HeartbeatTimeout: 400 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond, LeaderLease: 350 * time.Millisecond,
+		StabilizationTime: 200 * time.Millisecond, SnapshotInterval: 50 * time.Millisecond,
+		LeaderWait: 10 * time.Second, QuorumWait: 8 * time.Second, // a busy machine makes nodes lose sight of each other
 	}
 }
 
@@ -130,12 +131,18 @@ func (n *testNode) join(to *testNode) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	token, err := to.CreateToken(ctx, TokenOptions{})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if err := n.Join(ctx, to.Address(), token, false); err != nil {
-		n.t.Fatalf("%s joins: %v", n.opt.Name, err)
+	for {
+		token, err := to.CreateToken(ctx, TokenOptions{})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		err = n.Join(ctx, to.Address(), token, false)
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "the leader changed") { // then whoever joins is told to try again
+			n.t.Fatalf("%s joins: %v", n.opt.Name, err)
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ func TestDeadNodesAreRemoved(t *testing.T) {
 
 func TestCertificateIsRenewed(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife, o.Tuning.QuorumWait = 3*time.Second, 10*time.Second })
+	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 3 * time.Second })
 	first := map[string]string{}
 	for _, n := range nodes {
 		first[n.ID()] = n.port.Credentials().Leaf.SerialNumber.String()
@@ -206,7 +206,7 @@ func TestGossipSeesEveryone(t *testing.T) {
 // TestGracefulStop: writes go on while the leader shuts down.
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 3, func(o *Options) { o.Tuning.QuorumWait = 10 * time.Second })
+	nodes := startCluster(t, 3, nil)
 	leader := leaderOf(t, nodes)
 	writer := others(nodes, leader)[0]
 	done := make(chan time.Duration)
