@@ -125,7 +125,18 @@ func (r *Resolver) env(name string) (string, error) {
 
 // readFile reads one file of the directory; links must not lead out of it.
 func readFile(dir, name string) (string, error) {
-	f, err := os.OpenInRoot(dir, name)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	switch info, err := root.Stat(name); {
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular(): // opening a pipe waits for its writer, and a handshake with it
+		return "", errors.New("it is not a regular file")
+	}
+	f, err := root.Open(name)
 	if err != nil {
 		return "", err
 	}

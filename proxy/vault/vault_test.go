@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"concord/fsm/entity"
@@ -21,6 +22,9 @@ func TestResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.Symlink("token", filepath.Join(dir, "inside")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	vaults := map[string]*entity.Vault{
@@ -51,6 +55,8 @@ func TestResolve(t *testing.T) {
 		{"{vault://files/inside}", "s3cret", ""},
 		{"{vault://files/outside}", "", "escapes"},
 		{"{vault://files/..}", "", "escapes"},
+		{"{vault://files/pipe}", "", "not a regular file"},
+		{"{vault://files/.}", "", "not a regular file"},
 		{"{vault://files/absent}", "", "no such file"},
 		{"{vault://files/large}", "", "larger than"},
 		{"{vault://nobody/key}", "", "no vault with the prefix"},
