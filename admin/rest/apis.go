@@ -254,7 +254,7 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 	if len(errs) > 0 {
 		return answer{status: http.StatusBadRequest, body: errs}, nil
 	}
-	if taken, err := a.takenAPI(c.r.Context(), wanted); err != nil || len(taken) > 0 {
+	if taken, err := a.takenAPI(c.r.Context(), wanted, before.service == nil); err != nil || len(taken) > 0 {
 		return answer{status: http.StatusConflict, body: taken}, err
 	}
 	if wanted.ID == "" {
@@ -293,12 +293,17 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 }
 
 // takenAPI names the unique fields whose value another API, or the name another service, has.
-func (a *API) takenAPI(ctx context.Context, wanted apis.API) (map[string]any, error) {
+func (a *API) takenAPI(ctx context.Context, wanted apis.API, create bool) (map[string]any, error) {
 	all, err := a.allAPIs(ctx)
 	if err != nil {
 		return nil, err
 	}
 	taken := map[string]any{}
+	if create && wanted.ID != "" { // the transaction below would write over a service that has it
+		if _, err := a.o.Service.Get(ctx, service.Target{Entity: "services", Ref: wanted.ID}); err == nil {
+			taken["id"] = fmt.Sprintf("already exists with value '%s'", wanted.ID)
+		}
+	}
 	for _, other := range all {
 		if other.ID != wanted.ID {
 			wanted.Clash(other.API, taken)
