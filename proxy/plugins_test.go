@@ -17,6 +17,7 @@ import (
 	fx "concord/proxy/dataplane/fixture"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
+	"concord/test/harness"
 )
 
 // keyed authenticates by the header that its configuration names, as key-auth does.
@@ -239,24 +240,10 @@ func TestHandlerAllocatesNothing(t *testing.T) {
 	h := quickHandler(t, log)
 	for _, path := range []string{"/plain/x", "/key/x"} {
 		x := new(exchange.Exchange)
-		if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !raceEnabled() {
+		if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !harness.Race {
 			t.Errorf("%s: %v allocations", path, n)
 		}
 	}
-}
-
-// raceEnabled finds out by behaviour: under the race detector sync.Pool forgets on purpose.
-func raceEnabled() bool {
-	p := sync.Pool{}
-	lost := 0
-	for range 200 {
-		v := new(int)
-		p.Put(v)
-		if p.Get() != any(v) {
-			lost++
-		}
-	}
-	return lost > 20
 }
 
 func TestClientAddress(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 
 	"concord/proxy/h1"
 	"concord/proxy/upstream"
+	"concord/test/harness"
 )
 
 // plainLoop returns a function that sends one keep-alive request through server and upstream connection and reads the
@@ -50,7 +51,7 @@ func BenchmarkProxyPlain(b *testing.B) {
 
 // TestPlainAllocatesNothing counts over the whole process: client, gateway and upstream.
 func TestPlainAllocatesNothing(t *testing.T) {
-	if raceEnabled {
+	if harness.Race {
 		t.Skip("sync.Pool forgets on purpose under the race detector")
 	}
 	once := plainLoop(t)
