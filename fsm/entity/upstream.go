@@ -155,7 +155,7 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		{Name: "client_certificate", Type: schema.Foreign, Ref: "certificates", OnDelete: schema.Restrict},
 		{Name: "use_srv_name", Type: schema.Boolean, Default: false},
 		schema.CookieName("sticky_sessions_cookie"),
-		withDefault(schema.Path("sticky_sessions_cookie_path"), "/"),
+		schema.Path("sticky_sessions_cookie_path"), // null means "/": a default here would be in every upstream, where clients of Kong 3.9 expect none
 		circuitBreaker(),
 	},
 	// Order counts: what algorithm makes of hash_on is what hash_on is then asked about (Kong).

@@ -107,7 +107,7 @@ func TestUpstreamRules(t *testing.T) {
 		{name: "least-connections drop the hash", body: `{"name":"u","algorithm":"least-connections","hash_on":"ip"}`, want: `{"algorithm":"least-connections","hash_on":"none"}`},
 		{name: "latency drops the hash", current: `{"name":"u","hash_on":"ip"}`, body: `{"algorithm":"latency"}`, want: `{"algorithm":"latency","hash_on":"none"}`},
 		{name: "sticky sessions drop the hash", body: `{"name":"u","algorithm":"sticky-sessions","sticky_sessions_cookie":"s","hash_on":"ip"}`,
-			want: `{"algorithm":"sticky-sessions","hash_on":"none","sticky_sessions_cookie_path":"/"}`},
+			want: `{"algorithm":"sticky-sessions","hash_on":"none","sticky_sessions_cookie_path":null}`},
 		{name: "sticky sessions without cookie", body: `{"name":"u","algorithm":"sticky-sessions"}`,
 			message: "2 schema violations (" + cond + "'algorithm'; sticky_sessions_cookie: required field missing)"},
 		{name: "circuit breaker", body: `{"name":"u","circuit_breaker":{"error_rate":50}}`, want: `{"circuit_breaker":{"consecutive_errors":5,"error_rate":50,
@@ -174,7 +174,7 @@ func TestUpstreamDefaults(t *testing.T) {
 		"updated_at":1700000000,"name":"bal.up","algorithm":"round-robin","hash_on":"none","hash_fallback":"none","hash_on_header":null,
 		"hash_fallback_header":null,"hash_on_cookie":null,"hash_on_cookie_path":"/","hash_on_query_arg":null,"hash_fallback_query_arg":null,
 		"hash_on_uri_capture":null,"hash_fallback_uri_capture":null,"slots":10000,"tags":null,"host_header":null,"client_certificate":null,
-		"use_srv_name":false,"sticky_sessions_cookie":null,"sticky_sessions_cookie_path":"/","circuit_breaker":null,"healthchecks":`+healthchecks()+`}`)
+		"use_srv_name":false,"sticky_sessions_cookie":null,"sticky_sessions_cookie_path":null,"circuit_breaker":null,"healthchecks":`+healthchecks()+`}`)
 }
 
 func TestTargets(t *testing.T) {
@@ -212,7 +212,7 @@ func TestTargets(t *testing.T) {
 func TestBalancingStructs(t *testing.T) {
 	bodies := map[string]string{
 		"upstreams": `{"name":"u","hash_on_header":"a","hash_fallback_header":"b","hash_on_cookie":"c","hash_on_query_arg":"d","hash_fallback_query_arg":"e",
-			"hash_on_uri_capture":"f","hash_fallback_uri_capture":"g","tags":["t"],"host_header":"h:1","use_srv_name":true,"sticky_sessions_cookie":"k","circuit_breaker":{"max_requests":7},
+			"hash_on_uri_capture":"f","hash_fallback_uri_capture":"g","tags":["t"],"host_header":"h:1","use_srv_name":true,"sticky_sessions_cookie":"k","sticky_sessions_cookie_path":"/","circuit_breaker":{"max_requests":7},
 			"healthchecks":{"active":{"https_sni":"s","headers":{"X":["1","2"]}}}}`,
 		"targets": `{"upstream":{"id":"6b6d1a4e-5b3f-4a41-9d5c-0f4b3c2d1e0f"},"target":"a:1","weight":7,"tags":["t"]}`,
 	}
