@@ -48,7 +48,7 @@ func flag(b bool) float64 {
 
 // gateway are Kong's metrics of the node. What Kong measures of nginx's timers and Lua's shared memory does not exist here.
 func (m *monitor) gateway(p *prometheus.Page) {
-	id, c := m.cluster.ID(), m.front.counters()
+	id, c := m.cluster.ID(), m.traffic()
 	p.One("kong_datastore_reachable", prometheus.Gauge, "Whether this node knows a leader, so that entities can be written; 0: not now.", flag(m.cluster.Progress().HasLeader))
 	p.Family("kong_node_info", prometheus.Gauge, "Always 1; the labels say which node and version this is.")
 	p.Add(1, "node_id", id, "version", rest.KongVersion)

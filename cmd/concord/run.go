@@ -75,6 +75,7 @@ type node struct {
 
 	adminConns, statusConns *handOver
 	httpConns               atomic.Int64   // of servers
+	httpAccepted, httpAsked atomic.Uint64  // their connections and requests so far
 	servers                 []*http.Server // Admin API and status
 	pending                 []func()       // listeners that do not accept yet
 	accepting               bool
@@ -429,7 +430,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Tracer: &tracer{n.compiler.Holder(), n.balancer}, Plugins: described, Log: n.log,
 		Guard: auth.NewGuard(auth.GuardOptions{Hosts: n.s.AdminAllowedHosts, Origins: n.s.AdminAllowedOrigins}),
 		Info: rest.Info{
-			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.front.counters,
+			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.traffic,
 			LogLevel: &rest.LogLevel{Var: n.level, Name: settings.LevelName, Parse: settings.ParseLevel}, Ready: n.ready,
 			Configuration: map[string]any{
 				"prefix": n.s.Prefix, "log_level": settings.LevelName(n.s.LogLevel), "plugins": n.s.Plugins,
@@ -480,6 +481,15 @@ func (n *node) inSync() bool {
 	return err == nil && n.cluster.Wait(ctx, index) == nil
 }
 
+// traffic counts what nginx's stub_status counts, which Kong reports: the connections and requests of all HTTP listeners.
+func (n *node) traffic() rest.Counters {
+	c := n.front.counters()
+	c.Accepted += n.httpAccepted.Load()
+	c.Active += uint64(max(n.httpConns.Load(), 0))
+	c.Requests += n.httpAsked.Load()
+	return c
+}
+
 // serveHTTP answers the Admin API's or the status listener's connections.
 func (n *node) serveHTTP(conns net.Listener, h http.Handler) *http.Server {
 	versions := new(http.Protocols) // gRPC needs HTTP/2, without TLS too
@@ -488,12 +498,17 @@ func (n *node) serveHTTP(conns net.Listener, h http.Handler) *http.Server {
 	versions.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
 		Protocols: versions,
-		Handler:   h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n.httpAsked.Add(1)
+			h.ServeHTTP(w, r)
+		}),
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			switch s {
 			case http.StateNew:
 				n.httpConns.Add(1)
+				n.httpAccepted.Add(1)
 			case http.StateClosed, http.StateHijacked:
 				n.httpConns.Add(-1)
 			}

@@ -222,6 +222,10 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s: %v, want %v", k, all[k], v)
 		}
 	}
+	// As in nginx, whoever asks for the status is a connection himself.
+	if server, _ := n.JSON("GET", "/status", "").JSON()["server"].(map[string]any); server["connections_active"].(float64) < 1 || server["connections_accepted"].(float64) < 1 {
+		t.Errorf("status: %v", server)
+	}
 	// Each request that passed has a body of 10 bytes and a head of more than 100; answers have more than 200.
 	const bytes = `kong_bandwidth_bytes{` + labels + `,direction="%s",workspace="default",consumer="kim"}`
 	if in, out := all[fmt.Sprintf(bytes, "ingress")], all[fmt.Sprintf(bytes, "egress")]; in < 700*110 || in > 700*1000 || out < 700*200 || out > 700*2000 {
