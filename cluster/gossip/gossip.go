@@ -5,6 +5,7 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,12 +48,14 @@ type Options struct {
 
 // Gossip is one node's end.
 type Gossip struct {
+	id   string
 	list *memberlist.Memberlist
 	ring *memberlist.Keyring
-
-	mu   sync.Mutex
-	meta []byte
 	recv func([]byte)
+
+	mu    sync.Mutex
+	meta  []byte
+	alive map[string]Node // copies: memberlist writes to the nodes that its Members returns
 }
 
 // Start opens the port and begins to answer.
@@ -70,7 +75,7 @@ func Start(o Options) (*Gossip, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
-	g := &Gossip{ring: ring, recv: o.Receive}
+	g := &Gossip{id: o.NodeID, ring: ring, recv: o.Receive, alive: make(map[string]Node)}
 	if err := g.setMeta(o.Meta); err != nil {
 		return nil, err
 	}
@@ -90,7 +95,7 @@ func Start(o Options) (*Gossip, error) {
 		}
 	}
 	c.Keyring, c.GossipVerifyIncoming, c.GossipVerifyOutgoing = ring, true, true
-	c.Delegate = (*delegate)(g)
+	c.Delegate, c.Events = (*delegate)(g), (*delegate)(g)
 	c.Logger = log.New(logWriter{o.Log}, "", 0)
 	c.DeadNodeReclaimTime = time.Second // a node that restarts with another address is believed
 	g.list, err = memberlist.Create(c)
@@ -120,7 +125,11 @@ func splitAddr(addr string) (host string, port int, err error) {
 }
 
 // Addr is where the others reach this node.
-func (g *Gossip) Addr() string { return g.list.LocalNode().Address() }
+func (g *Gossip) Addr() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.alive[g.id].Addr
+}
 
 // Join contacts nodes; with at least one of them everyone is found.
 func (g *Gossip) Join(addrs []string) error {
@@ -142,24 +151,20 @@ type Node struct {
 
 // Alive lists the nodes that answer, this one included.
 func (g *Gossip) Alive() []Node {
-	var nodes []Node
-	for _, m := range g.list.Members() {
-		n := Node{ID: m.Name, Addr: m.Address()}
-		if json.Unmarshal(m.Meta, &n.Meta) == nil {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Values(g.alive))
 }
 
 // SendBestEffort sends one datagram to a node. It may be lost, doubled or reordered.
 func (g *Gossip) SendBestEffort(nodeID string, message []byte) error {
-	for _, m := range g.list.Members() {
-		if m.Name == nodeID {
-			return g.list.SendBestEffort(m, message)
-		}
+	g.mu.Lock()
+	n, alive := g.alive[nodeID]
+	g.mu.Unlock()
+	if !alive {
+		return fmt.Errorf("node %s is not alive", nodeID)
 	}
-	return fmt.Errorf("node %s is not alive", nodeID)
+	return g.list.SendToAddress(memberlist.Address{Addr: n.Addr, Name: nodeID}, message)
 }
 
 // SetKeys makes keys the keyring: the first one encrypts, all of them decrypt.
@@ -176,22 +181,13 @@ func (g *Gossip) SetKeys(keys [][]byte) error {
 		return err
 	}
 	for _, have := range g.ring.GetKeys() {
-		if !contains(keys, have) {
+		if !slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, have) }) {
 			if err := g.ring.RemoveKey(have); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-func contains(keys [][]byte, k []byte) bool {
-	for _, x := range keys {
-		if string(x) == string(k) {
-			return true
-		}
-	}
-	return false
 }
 
 // SetMeta tells the others what changed about this node.
@@ -247,6 +243,27 @@ func (d *delegate) NotifyMsg(b []byte) {
 func (*delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (*delegate) LocalState(bool) []byte          { return nil }
 func (*delegate) MergeRemoteState([]byte, bool)   {}
+
+// NotifyJoin and its like run while memberlist holds its lock: what they are given does not change meanwhile.
+func (d *delegate) NotifyJoin(m *memberlist.Node) {
+	n := Node{ID: m.Name, Addr: m.Address()}
+	err := json.Unmarshal(m.Meta, &n.Meta)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		delete(d.alive, n.ID) // not one of ours
+		return
+	}
+	d.alive[n.ID] = n
+}
+
+func (d *delegate) NotifyUpdate(m *memberlist.Node) { d.NotifyJoin(m) }
+
+func (d *delegate) NotifyLeave(m *memberlist.Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.alive, m.Name)
+}
 
 // logWriter takes memberlist's lines apart into levels.
 type logWriter struct{ log *slog.Logger }
