@@ -49,11 +49,12 @@ type CircuitBreaker struct {
 	BaseEjectionTime   float64 `json:"base_ejection_time"` // seconds; doubled each time a target fails again
 	MaxEjectionTime    float64 `json:"max_ejection_time"`  // seconds
 	MaxEjectionPercent float64 `json:"max_ejection_percent"`
-	HalfOpenRequests   int     `json:"half_open_requests"`      // at once to a target on trial
-	HalfOpenSuccesses  int     `json:"half_open_successes"`     // that end the trial
-	MaxRequests        int     `json:"max_requests"`            // under way, of the upstream
-	MaxTargetRequests  int     `json:"max_target_requests"`     // under way, of each address of a target
-	MaxPending         int     `json:"max_pending_connections"` // being made, of the upstream
+	HalfOpenRequests   int     `json:"half_open_requests"`             // at once to a target on trial
+	HalfOpenSuccesses  int     `json:"half_open_successes"`            // that end the trial
+	MaxRequests        int     `json:"max_requests"`                   // under way, of the upstream
+	MaxTargetRequests  int     `json:"max_target_requests"`            // under way, of each address of a target
+	MaxPending         int     `json:"max_pending_connections"`        // being made, of the upstream
+	MaxTargetPending   int     `json:"max_target_pending_connections"` // being made, of each address of a target
 }
 
 // Healthchecks says how the health of an upstream's targets is found. Counters of 0 are not looked at.
@@ -203,7 +204,8 @@ func circuitBreaker() schema.Field {
 			statuses(500, 502, 503, 504),
 			positive("base_ejection_time", 30), positive("max_ejection_time", 300), percent("max_ejection_percent", 50),
 			whole("half_open_requests", 1, 1), whole("half_open_successes", 1, 1),
-			whole("max_requests", 0, 0), whole("max_target_requests", 0, 0), whole("max_pending_connections", 0, 0),
+			whole("max_requests", 0, 0), whole("max_target_requests", 0, 0),
+			whole("max_pending_connections", 0, 0), whole("max_target_pending_connections", 0, 0),
 		}}
 }
 

@@ -112,7 +112,7 @@ func TestUpstreamRules(t *testing.T) {
 			message: "2 schema violations (" + cond + "'algorithm'; sticky_sessions_cookie: required field missing)"},
 		{name: "circuit breaker", body: `{"name":"u","circuit_breaker":{"error_rate":50}}`, want: `{"circuit_breaker":{"consecutive_errors":5,"error_rate":50,
 			"min_requests":20,"window":10,"http_statuses":[500,502,503,504],"base_ejection_time":30,"max_ejection_time":300,"max_ejection_percent":50,
-			"half_open_requests":1,"half_open_successes":1,"max_requests":0,"max_target_requests":0,"max_pending_connections":0}}`},
+			"half_open_requests":1,"half_open_successes":1,"max_requests":0,"max_target_requests":0,"max_pending_connections":0,"max_target_pending_connections":0}}`},
 		{name: "circuit breaker off again", current: `{"name":"u","circuit_breaker":{}}`, body: `{"circuit_breaker":null}`, want: `{"circuit_breaker":null}`},
 		{name: "circuit breaker out of range", body: `{"name":"u","circuit_breaker":{"window":0,"error_rate":101}}`,
 			message: "2 schema violations (circuit_breaker.error_rate: value should be between 0 and 100; circuit_breaker.window: value must be greater than 0)"},

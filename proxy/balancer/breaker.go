@@ -235,7 +235,7 @@ func fails(c *entity.CircuitBreaker, status int) bool {
 type BreakerStats struct {
 	Upstream  string // its name
 	Requests  int64  // under way; counted only with max_requests
-	Pending   int64  // connections being made; counted only with max_pending_connections
+	Pending   int64  // connections being made; counted only with a limit of them
 	Ejected   int    // targets' addresses that get no requests
 	Ejections uint64 // since the start
 	Rejected  uint64 // requests that one of the limits refused, since the start

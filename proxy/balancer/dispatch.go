@@ -22,6 +22,7 @@ type Dispatch struct {
 	cookie   string    // value of the cookie that the client is to get; "": none
 	trial    bool      // the request is one that decides about the peer
 	counted  bool      // in the pool's active
+	answer   grpcAnswer
 
 	retry   func(*exchange.Exchange, error) error
 	dialing func(bool) error
@@ -45,7 +46,7 @@ func (p *Pool) Dispatch(x *exchange.Exchange, keepHost bool) (*Dispatch, error) 
 				return nil, ErrBusy
 			}
 		}
-		if b.MaxPending > 0 {
+		if b.MaxPending > 0 || b.MaxTargetPending > 0 {
 			x.Upstream.Dialing = d.dialing
 		}
 	}
@@ -59,14 +60,17 @@ func (p *Pool) Dispatch(x *exchange.Exchange, keepHost bool) (*Dispatch, error) 
 
 // dial is exchange.Upstream.Dialing.
 func (d *Dispatch) dial(begins bool) error {
-	p := d.pool
+	p, pe := d.pool, d.peer
 	if !begins {
 		p.pending.Add(-1)
+		pe.pending.Add(-1)
 		return nil
 	}
-	n, b := p.pending.Add(1), d.config.breaker
-	if b != nil && b.MaxPending > 0 && n > int64(b.MaxPending) { // the limit may have gone between two tries
+	all, own, b := p.pending.Add(1), pe.pending.Add(1), d.config.breaker
+	// The limits may have gone between two tries.
+	if b != nil && (b.MaxPending > 0 && all > int64(b.MaxPending) || b.MaxTargetPending > 0 && own > int64(b.MaxTargetPending)) {
 		p.pending.Add(-1)
+		pe.pending.Add(-1)
 		p.rejected.Add(1)
 		return ErrBusy
 	}
@@ -185,13 +189,20 @@ func (d *Dispatch) Result(x *exchange.Exchange, err error) {
 	if !d.sent.IsZero() {
 		d.peer.observe(time.Since(d.sent).Seconds(), d.pool.set.millis())
 	}
-	if c := d.config.breaker; c != nil {
-		d.pool.judge(d.peer, c, d.trial, fails(c, x.Response.Status))
+	if status, known := d.statusOf(x); known {
+		d.verdict(status)
 	}
-	d.pool.report(d.peer, d.config.passive.status(x.Response.Status), &d.config.passive)
 	if d.cookie != "" {
 		d.setCookie(x)
 	}
+}
+
+// verdict counts what the upstream said.
+func (d *Dispatch) verdict(status int) {
+	if c := d.config.breaker; c != nil {
+		d.pool.judge(d.peer, c, d.trial, fails(c, status))
+	}
+	d.pool.report(d.peer, d.config.passive.status(status), &d.config.passive)
 }
 
 // End frees the peer, once the response is over, and d itself.

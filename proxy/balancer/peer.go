@@ -18,11 +18,12 @@ type peerKey struct {
 type peer struct {
 	key peerKey
 
-	conns  atomic.Int64 // requests under way
-	down   atomic.Bool
-	warm   atomic.Int64  // end of the slow start in milliseconds of the Set's clock, 0: none
-	ewma   atomic.Uint64 // latency: float32 seconds in the high half, milliseconds of the Set's clock in the low
-	counts counts
+	conns   atomic.Int64 // requests under way
+	pending atomic.Int64 // connections being made; counted only with a limit
+	down    atomic.Bool
+	warm    atomic.Int64  // end of the slow start in milliseconds of the Set's clock, 0: none
+	ewma    atomic.Uint64 // latency: float32 seconds in the high half, milliseconds of the Set's clock in the low
+	counts  counts
 
 	breaker breaker
 	sticky  string // value of the cookie that leads here; the pool's mu protects it until a plan has it

@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +14,13 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"concord/test/harness"
 )
@@ -111,6 +121,106 @@ func TestCircuitBreaker(t *testing.T) {
 	}
 	if a, err := harness.Do("GET", "http://"+b.Nodes[0].Status+"/metrics", "", ""); err == nil && a.Status == 200 && !strings.Contains(a.Body, `concord_upstream_rejected_total{upstream="app.up"} 20`) {
 		t.Error("the metrics do not tell of the refused requests")
+	}
+}
+
+// unavailable is a gRPC server that says of every call that it cannot.
+type unavailable struct {
+	pb.UnimplementedTestServiceServer
+	calls atomic.Int64
+}
+
+func (u *unavailable) EmptyCall(context.Context, *pb.Empty) (*pb.Empty, error) {
+	u.calls.Add(1)
+	return nil, status.Error(codes.Unavailable, "no")
+}
+
+// StreamingOutputCall begins well and says at the end what became of it.
+func (u *unavailable) StreamingOutputCall(_ *pb.StreamingOutputCallRequest, s pb.TestService_StreamingOutputCallServer) error {
+	u.calls.Add(1)
+	return errors.Join(s.Send(&pb.StreamingOutputCallResponse{}), status.Error(codes.Unavailable, "no"))
+}
+
+type available struct {
+	pb.UnimplementedTestServiceServer
+}
+
+func (available) EmptyCall(context.Context, *pb.Empty) (*pb.Empty, error) { return &pb.Empty{}, nil }
+func (available) StreamingOutputCall(_ *pb.StreamingOutputCallRequest, s pb.TestService_StreamingOutputCallServer) error {
+	return s.Send(&pb.StreamingOutputCallResponse{})
+}
+
+// TestGRPCFailures: a target whose gRPC answers are failures is taken out, by the circuit breaker and by passive checks.
+func TestGRPCFailures(t *testing.T) {
+	t.Parallel()
+	n := harness.NewNode(t, "solo")
+	n.Env = []string{"CONCORD_PROXY_LISTEN=" + n.Proxy + " http2"}
+	n.Start()
+	serve := func(s pb.TestServiceServer) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := grpc.NewServer()
+		pb.RegisterTestServiceServer(srv, s)
+		go func() { _ = srv.Serve(l) }()
+		t.Cleanup(srv.Stop)
+		return l.Addr().String()
+	}
+	var bad unavailable
+	sick, well := serve(&bad), serve(available{})
+	for _, tt := range []struct{ name, settings, shown string }{
+		{"breaker", `"circuit_breaker":{"consecutive_errors":3,"base_ejection_time":600}`, `"circuit":"open"`},
+		{"passive", `"healthchecks":{"passive":{"unhealthy":{"http_failures":3}}}`, `"health":"UNHEALTHY"`},
+	} {
+		for _, kind := range []string{"head", "trailers"} {
+			t.Run(tt.name+" "+kind, func(t *testing.T) {
+				name := tt.name + "-" + kind
+				expect(t, "upstream", n.JSON("POST", "/upstreams", `{"name":"`+name+`.up",`+tt.settings+`}`), 201)
+				for _, a := range []string{sick, well} {
+					expect(t, "target", n.JSON("POST", "/upstreams/"+name+".up/targets", `{"target":"`+a+`"}`), 201)
+				}
+				expect(t, "service", n.JSON("POST", "/services", `{"name":"`+name+`","protocol":"grpc","port":80,"host":"`+name+`.up"}`), 201)
+				last := expect(t, "route", n.JSON("POST", "/services/"+name+"/routes", `{"protocols":["grpc"],"headers":{"x-case":["`+name+`"]},"paths":["/grpc.testing.TestService/"]}`), 201)
+				cc, err := grpc.NewClient(n.Proxy, grpc.WithTransportCredentials(insecure.NewCredentials()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer cc.Close()
+				client := pb.NewTestServiceClient(cc)
+				ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), "x-case", name, "x-min-config-index", last.Index()), 30*time.Second)
+				defer cancel()
+				call := func() error {
+					if kind == "head" {
+						_, err := client.EmptyCall(ctx, &pb.Empty{})
+						return err
+					}
+					s, err := client.StreamingOutputCall(ctx, &pb.StreamingOutputCallRequest{})
+					for err == nil {
+						_, err = s.Recv()
+					}
+					if errors.Is(err, io.EOF) {
+						return nil
+					}
+					return err
+				}
+				bad.calls.Store(0)
+				failed := 0
+				for range 30 {
+					if err := call(); status.Code(err) == codes.Unavailable {
+						failed++
+					} else if err != nil {
+						t.Fatal(err)
+					}
+				}
+				if failed != 3 || bad.calls.Load() != 3 {
+					t.Errorf("%d calls failed, %d came to the sick target", failed, bad.calls.Load())
+				}
+				if a := n.JSON("GET", "/upstreams/"+name+".up/health", ""); !strings.Contains(a.Body, tt.shown) {
+					t.Errorf("health: %s", a.Body)
+				}
+			})
+		}
 	}
 }
 

@@ -2331,22 +2331,23 @@ func (x *Upstream_Healthchecks) GetThreshold() float64 {
 }
 
 type Upstream_CircuitBreaker struct {
-	state                 protoimpl.MessageState `protogen:"open.v1"`
-	ConsecutiveErrors     *int32                 `protobuf:"varint,1,opt,name=consecutive_errors,json=consecutiveErrors,proto3,oneof" json:"consecutive_errors,omitempty"`
-	ErrorRate             *float64               `protobuf:"fixed64,2,opt,name=error_rate,json=errorRate,proto3,oneof" json:"error_rate,omitempty"`
-	MinRequests           *int32                 `protobuf:"varint,3,opt,name=min_requests,json=minRequests,proto3,oneof" json:"min_requests,omitempty"`
-	Window                *float64               `protobuf:"fixed64,4,opt,name=window,proto3,oneof" json:"window,omitempty"`
-	HttpStatuses          []int32                `protobuf:"varint,5,rep,packed,name=http_statuses,json=httpStatuses,proto3" json:"http_statuses,omitempty"`
-	BaseEjectionTime      *float64               `protobuf:"fixed64,6,opt,name=base_ejection_time,json=baseEjectionTime,proto3,oneof" json:"base_ejection_time,omitempty"`
-	MaxEjectionTime       *float64               `protobuf:"fixed64,7,opt,name=max_ejection_time,json=maxEjectionTime,proto3,oneof" json:"max_ejection_time,omitempty"`
-	MaxEjectionPercent    *float64               `protobuf:"fixed64,8,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`
-	HalfOpenRequests      *int32                 `protobuf:"varint,9,opt,name=half_open_requests,json=halfOpenRequests,proto3,oneof" json:"half_open_requests,omitempty"`
-	HalfOpenSuccesses     *int32                 `protobuf:"varint,10,opt,name=half_open_successes,json=halfOpenSuccesses,proto3,oneof" json:"half_open_successes,omitempty"`
-	MaxRequests           *int32                 `protobuf:"varint,11,opt,name=max_requests,json=maxRequests,proto3,oneof" json:"max_requests,omitempty"`
-	MaxTargetRequests     *int32                 `protobuf:"varint,12,opt,name=max_target_requests,json=maxTargetRequests,proto3,oneof" json:"max_target_requests,omitempty"`
-	MaxPendingConnections *int32                 `protobuf:"varint,13,opt,name=max_pending_connections,json=maxPendingConnections,proto3,oneof" json:"max_pending_connections,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	state                       protoimpl.MessageState `protogen:"open.v1"`
+	ConsecutiveErrors           *int32                 `protobuf:"varint,1,opt,name=consecutive_errors,json=consecutiveErrors,proto3,oneof" json:"consecutive_errors,omitempty"`
+	ErrorRate                   *float64               `protobuf:"fixed64,2,opt,name=error_rate,json=errorRate,proto3,oneof" json:"error_rate,omitempty"`
+	MinRequests                 *int32                 `protobuf:"varint,3,opt,name=min_requests,json=minRequests,proto3,oneof" json:"min_requests,omitempty"`
+	Window                      *float64               `protobuf:"fixed64,4,opt,name=window,proto3,oneof" json:"window,omitempty"`
+	HttpStatuses                []int32                `protobuf:"varint,5,rep,packed,name=http_statuses,json=httpStatuses,proto3" json:"http_statuses,omitempty"`
+	BaseEjectionTime            *float64               `protobuf:"fixed64,6,opt,name=base_ejection_time,json=baseEjectionTime,proto3,oneof" json:"base_ejection_time,omitempty"`
+	MaxEjectionTime             *float64               `protobuf:"fixed64,7,opt,name=max_ejection_time,json=maxEjectionTime,proto3,oneof" json:"max_ejection_time,omitempty"`
+	MaxEjectionPercent          *float64               `protobuf:"fixed64,8,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`
+	HalfOpenRequests            *int32                 `protobuf:"varint,9,opt,name=half_open_requests,json=halfOpenRequests,proto3,oneof" json:"half_open_requests,omitempty"`
+	HalfOpenSuccesses           *int32                 `protobuf:"varint,10,opt,name=half_open_successes,json=halfOpenSuccesses,proto3,oneof" json:"half_open_successes,omitempty"`
+	MaxRequests                 *int32                 `protobuf:"varint,11,opt,name=max_requests,json=maxRequests,proto3,oneof" json:"max_requests,omitempty"`
+	MaxTargetRequests           *int32                 `protobuf:"varint,12,opt,name=max_target_requests,json=maxTargetRequests,proto3,oneof" json:"max_target_requests,omitempty"`
+	MaxPendingConnections       *int32                 `protobuf:"varint,13,opt,name=max_pending_connections,json=maxPendingConnections,proto3,oneof" json:"max_pending_connections,omitempty"`
+	MaxTargetPendingConnections *int32                 `protobuf:"varint,14,opt,name=max_target_pending_connections,json=maxTargetPendingConnections,proto3,oneof" json:"max_target_pending_connections,omitempty"`
+	unknownFields               protoimpl.UnknownFields
+	sizeCache                   protoimpl.SizeCache
 }
 
 func (x *Upstream_CircuitBreaker) Reset() {
@@ -2466,6 +2467,13 @@ func (x *Upstream_CircuitBreaker) GetMaxTargetRequests() int32 {
 func (x *Upstream_CircuitBreaker) GetMaxPendingConnections() int32 {
 	if x != nil && x.MaxPendingConnections != nil {
 		return *x.MaxPendingConnections
+	}
+	return 0
+}
+
+func (x *Upstream_CircuitBreaker) GetMaxTargetPendingConnections() int32 {
+	if x != nil && x.MaxTargetPendingConnections != nil {
+		return *x.MaxTargetPendingConnections
 	}
 	return 0
 }
@@ -3132,7 +3140,7 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\x05group\x18\x04 \x01(\tR\x05group\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tagsB\x05\n" +
 	"\x03_idB\r\n" +
-	"\v_created_at\"\xf3 \n" +
+	"\v_created_at\"\xe0!\n" +
 	"\bUpstream\x12\x13\n" +
 	"\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12\"\n" +
 	"\n" +
@@ -3226,7 +3234,7 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\x0e_http_failuresB\a\n" +
 	"\x05_typeB\f\n" +
 	"\n" +
-	"_threshold\x1a\xeb\x06\n" +
+	"_threshold\x1a\xd8\a\n" +
 	"\x0eCircuitBreaker\x122\n" +
 	"\x12consecutive_errors\x18\x01 \x01(\x05H\x00R\x11consecutiveErrors\x88\x01\x01\x12\"\n" +
 	"\n" +
@@ -3243,7 +3251,8 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\fmax_requests\x18\v \x01(\x05H\tR\vmaxRequests\x88\x01\x01\x123\n" +
 	"\x13max_target_requests\x18\f \x01(\x05H\n" +
 	"R\x11maxTargetRequests\x88\x01\x01\x12;\n" +
-	"\x17max_pending_connections\x18\r \x01(\x05H\vR\x15maxPendingConnections\x88\x01\x01B\x15\n" +
+	"\x17max_pending_connections\x18\r \x01(\x05H\vR\x15maxPendingConnections\x88\x01\x01\x12H\n" +
+	"\x1emax_target_pending_connections\x18\x0e \x01(\x05H\fR\x1bmaxTargetPendingConnections\x88\x01\x01B\x15\n" +
 	"\x13_consecutive_errorsB\r\n" +
 	"\v_error_rateB\x0f\n" +
 	"\r_min_requestsB\t\n" +
@@ -3255,7 +3264,8 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\x14_half_open_successesB\x0f\n" +
 	"\r_max_requestsB\x16\n" +
 	"\x14_max_target_requestsB\x1a\n" +
-	"\x18_max_pending_connectionsB\x05\n" +
+	"\x18_max_pending_connectionsB!\n" +
+	"\x1f_max_target_pending_connectionsB\x05\n" +
 	"\x03_idB\r\n" +
 	"\v_created_atB\r\n" +
 	"\v_updated_atB\f\n" +
