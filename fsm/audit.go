@@ -6,11 +6,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"concord/fsm/command"
 	"concord/fsm/entity"
 	"concord/fsm/schema"
+	"concord/fsm/seal"
 	"concord/fsm/state"
 )
 
@@ -46,12 +49,25 @@ func (c Cause) Actor() string {
 }
 
 // causeOf reads the Actor of a command. Entries of level 1 leave no record: nodes of that level would write none.
-func causeOf(c command.Command) (cause Cause, ok bool) {
+func (m *Machine) causeOf(c command.Command) (cause Cause, ok bool) {
 	if c.Level < entity.AdminLevel || len(c.Actor) == 0 || c.Actor[0] != '{' {
 		return cause, false
 	}
-	return cause, json.Unmarshal([]byte(c.Actor), &cause) == nil
+	if cause, ok = m.causes[c.Actor]; ok { // who writes much writes the same way
+		return cause, true
+	}
+	if json.Unmarshal([]byte(c.Actor), &cause) != nil {
+		return cause, false
+	}
+	if len(m.causes) >= causesKept {
+		clear(m.causes)
+	}
+	m.causes[c.Actor] = cause
+	return cause, true
 }
+
+// causesKept is how many causes are remembered decoded.
+const causesKept = 64
 
 // HashAudit is the hash of a record, whatever its member hash says.
 func HashAudit(rec schema.Record) (string, error) {
@@ -66,68 +82,120 @@ func HashAudit(rec schema.Record) (string, error) {
 	return hex.EncodeToString(sum[:]), err
 }
 
-// audit appends the record of what an entry has written since the mark, in the same transaction.
-func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause) error {
-	var changes []any
-	more := 0
-	all := sha256.New()
-	tx.Written(mark, func(table uint16, id state.ID, before, after []byte) {
-		change := schema.Record{"entity": m.names[table], "id": id.String(), "before": digest(before), "after": digest(after)}
-		fmt.Fprintf(all, "%s %s %s %s\n", change["entity"], change["id"], change["before"], change["after"])
-		if len(changes) < auditListed {
-			changes = append(changes, change)
-		} else {
-			more++
-		}
-	})
-	if changes == nil {
+// chain is the head of the audit log: the numbers of the first and the last record kept, the hash of the last one, and as prev that of the
+// one before the first. The machine keeps it at hand and writes its row once for all entries of a batch.
+type chain struct {
+	seq, first uint64
+	hash, prev string
+	index      uint64 // of the entry that moved it last
+	row        uint64 // of the entry that the stored row tells of; 0: there is none
+	known      bool   // it was read from the store
+}
+
+// readChain reads the head from its row, unless it is known.
+func (m *Machine) readChain(tx *state.Tx) error {
+	if m.chain.known {
 		return nil
 	}
-	head := entity.AuditRecord{First: 1}
+	c := chain{first: 1, known: true}
 	if row, ok := tx.Get(entity.TableAuditRecords, AuditHead); ok {
+		var head entity.AuditRecord
 		if err := json.Unmarshal(row.Raw(), &head); err != nil {
 			return err
 		}
+		c.seq, c.first, c.hash, c.prev, c.index, c.row = uint64(head.Seq), uint64(head.First), head.Hash, head.Prev, row.Index, row.Index
 	}
-	seq := uint64(head.Seq) + 1
-	rec := schema.Record{
-		"id": AuditID(seq).String(), "seq": float64(seq), "index": float64(index), "time": float64(now), "token": c.Token, "name": c.Name, "from": c.From, "verb": c.Verb,
-		"entity": c.Entity, "changes": changes, "more": float64(more), "digest": hex.EncodeToString(all.Sum(nil)), "prev": head.Hash,
+	m.chain = c
+	return nil
+}
+
+// writeChain writes the row of the head if records came or went.
+func (m *Machine) writeChain(tx *state.Tx) {
+	c := &m.chain
+	if c.index == c.row {
+		return
 	}
-	hash, err := HashAudit(rec)
+	raw := number([]byte(`{"first":`), c.first)
+	raw = append(append(raw, `,"hash":"`...), c.hash...)
+	raw = append(append(raw, `","id":"`...), AuditHead.String()...)
+	raw = append(append(raw, `","prev":"`...), c.prev...)
+	raw = append(number(append(raw, `","seq":`...), c.seq), '}')
+	d, err := tx.Own(entity.TableAuditRecords, state.AnyRow{ID: AuditHead, Index: c.index, Raw: raw})
+	if err != nil {
+		panic("fsm: the head of the audit log is no row: " + err.Error()) // its form is fixed
+	}
+	tx.Set(d)
+	c.row = c.index
+}
+
+// audit appends the record of what an entry has written since the mark, in the same transaction.
+//
+// The record is canonical JSON, members sorted, and each is made in one piece: what precedes the hash, and what follows it. Its bytes are for
+// ever: nodes of all versions make them of the same entry.
+func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause) error {
+	n := 0
+	all, line := sha256.New(), make([]byte, 0, 256)
+	rec := append(make([]byte, 0, 1024), `{"changes":[`...)
+	tx.Written(mark, func(table uint16, id state.ID, before, after []byte) {
+		name, text, old, next := m.names[table], id.String(), digest(before), digest(after)
+		line = append(append(append(append(line[:0], name...), ' '), text...), ' ')
+		line = append(append(append(append(line, old...), ' '), next...), '\n')
+		all.Write(line)
+		if n++; n > auditListed {
+			return
+		}
+		if n > 1 {
+			rec = append(rec, ',')
+		}
+		rec = append(append(rec, `{"after":"`...), next...)
+		rec = append(append(rec, `","before":"`...), old...)
+		rec = append(append(rec, `","entity":"`...), name...)
+		rec = append(append(append(rec, `","id":"`...), text...), `"}`...)
+	})
+	if n == 0 {
+		return nil
+	}
+	if err := m.readChain(tx); err != nil {
+		return err
+	}
+	head := &m.chain
+	seq := head.seq + 1
+	id := AuditID(seq)
+	rec = hex.AppendEncode(append(rec, `],"digest":"`...), all.Sum(line[:0]))
+	rec = seal.AppendString(append(rec, `","entity":`...), c.Entity)
+	rec = seal.AppendString(append(rec, `,"from":`...), c.From)
+	cut := len(rec)
+	rec = append(append(rec, `,"id":"`...), id.String()...)
+	rec = number(append(rec, `","index":`...), index)
+	rec = number(append(rec, `,"more":`...), uint64(max(0, n-auditListed)))
+	rec = seal.AppendString(append(rec, `,"name":`...), c.Name)
+	rec = append(append(rec, `,"prev":"`...), head.hash...)
+	rec = number(append(rec, `","seq":`...), seq)
+	rec = number(append(rec, `,"time":`...), uint64(now))
+	rec = seal.AppendString(append(rec, `,"token":`...), c.Token)
+	rec = append(seal.AppendString(append(rec, `,"verb":`...), c.Verb), '}')
+	sum := sha256.Sum256(rec)
+	hash := hex.EncodeToString(sum[:])
+	rec = slices.Insert(rec, cut, []byte(`,"hash":"`+hash+`"`)...)
+	d, err := tx.Own(entity.TableAuditRecords, state.AnyRow{ID: id, Index: index, Raw: rec})
 	if err != nil {
 		return err
 	}
-	rec["hash"] = hash
-	if err := m.setAudit(tx, AuditID(seq), index, rec); err != nil {
-		return err
-	}
-	for seq-uint64(head.First) >= m.auditKept {
-		old, ok := tx.Get(entity.TableAuditRecords, AuditID(uint64(head.First)))
+	tx.Set(d)
+	head.seq, head.hash, head.index = seq, hash, index
+	for seq-head.first >= m.auditKept {
+		old, ok := tx.Get(entity.TableAuditRecords, AuditID(head.first))
 		if !ok {
 			return errors.New("the audit log has a gap")
 		}
-		var gone entity.AuditRecord
-		if err := json.Unmarshal(old.Raw(), &gone); err != nil {
-			return err
-		}
+		head.first, head.prev = head.first+1, strings.Clone(old.Text("hash"))
 		tx.Delete(entity.TableAuditRecords, old.ID)
-		head.First, head.Prev = head.First+1, gone.Hash
 	}
-	return m.setAudit(tx, AuditHead, index, schema.Record{"id": AuditHead.String(), "seq": float64(seq), "first": head.First, "prev": head.Prev, "hash": hash})
+	return nil
 }
 
-func (m *Machine) setAudit(tx *state.Tx, id state.ID, index uint64, rec schema.Record) error {
-	raw, err := schema.Encode(rec)
-	if err != nil {
-		return err
-	}
-	d, err := tx.Decode(entity.TableAuditRecords, state.AnyRow{ID: id, Index: index, Raw: raw})
-	if err == nil {
-		tx.Set(d)
-	}
-	return err
-}
+// number appends a number as encoding/json writes a float64.
+func number(out []byte, n uint64) []byte { return strconv.AppendFloat(out, float64(n), 'f', -1, 64) }
 
 // digest of a row as it is stored, secrets sealed.
 func digest(raw []byte) string {

@@ -86,6 +86,39 @@ func BenchmarkApplyAll(b *testing.B) {
 	}
 }
 
+// BenchmarkAudit is what the record of a change costs: small transactions with and without somebody to name.
+func BenchmarkAudit(b *testing.B) {
+	for _, size := range []int{1, 32} {
+		for _, who := range []string{"", Cause{Token: "0b0e3f8e-6b1b-4c59-9d4b-3c2a9a5b8f10", Name: "ci", From: "10.0.0.1", Verb: "create", Entity: "consumers"}.Actor()} {
+			b.Run(fmt.Sprintf("batch=%d/audit=%t", size, who != ""), func(b *testing.B) {
+				b.ReportAllocs()
+				m := New(Options{Defs: entity.All(), Keys: keyring(b)})
+				m.Store().Subscribe(func(state.Changes) {})
+				log := make([]Entry, 1<<14)
+				for i := range log {
+					id := spread(i)
+					raw := fmt.Appendf(nil, `{"created_at":1700000000,"custom_id":null,"id":"%s","tags":null,"updated_at":1700000000,"username":"consumer-%08d"}`, id, i)
+					log[i] = Entry{Index: uint64(i + 1), Data: command.Encode(command.Command{Level: 2, RequestID: id, LeaderTime: int64(i), Actor: who, Op: command.Txn{Puts: []command.Put{{Table: 3, ID: id, IfIndex: command.IfAbsent, Raw: raw}}}})}
+				}
+				next := 0
+				for b.Loop() {
+					if next+size > len(log) {
+						m.Reset()
+						next = 0
+					}
+					for _, res := range m.ApplyAll(log[next : next+size]) {
+						if res.Err != nil {
+							b.Fatal(res.Err)
+						}
+					}
+					next += size
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/entry")
+			})
+		}
+	}
+}
+
 // BenchmarkMillion holds what a large gateway does: a million consumers with an API key each.
 func BenchmarkMillion(b *testing.B) {
 	if testing.Short() {

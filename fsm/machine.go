@@ -48,8 +48,10 @@ type Machine struct {
 
 	auditKept uint64 // AuditKept, but in tests
 
-	mu    sync.Mutex // held while applying
-	fatal error
+	mu     sync.Mutex // held while applying
+	chain  chain
+	causes map[string]Cause // decoded
+	fatal  error
 }
 
 // reference is a foreign field. The lists of them are in the order of table numbers and schema fields.
@@ -86,7 +88,7 @@ type aux struct {
 // New makes an empty machine. Like state.New it panics on definitions that contradict each other.
 func New(o Options) *Machine {
 	m := &Machine{
-		store: state.New(o.Defs, o.Keys), auditKept: AuditKept, yield: o.Yield,
+		store: state.New(o.Defs, o.Keys), auditKept: AuditKept, causes: map[string]Cause{}, yield: o.Yield,
 		names: map[uint16]string{}, refs: map[uint16][]reference{}, referrer: map[uint16][]reference{},
 	}
 	for _, t := range m.store.Tables() {
@@ -152,7 +154,7 @@ func (m *Machine) ResetKeys(keys *seal.Keyring) {
 func (m *Machine) replace(l *state.Load, index uint64, a aux) {
 	m.recent.reset(a.recent)
 	a.recent = m.recent.snapshot()
-	m.fatal = nil
+	m.fatal, m.chain = nil, chain{}
 	l.Commit(index, a)
 }
 
@@ -176,10 +178,11 @@ func (m *Machine) ApplyAll(entries []Entry) []Result {
 			panic(fmt.Sprintf("fsm: log entry %d comes after entry %d was applied: the log and the state diverge", e.Index, last))
 		}
 		tx.Entry(e.Index)
-		mark, before := tx.Mark(), a
+		mark, before, head := tx.Mark(), a, m.chain
 		res, err := m.apply(tx, e, &a)
 		if err != nil {
 			tx.Rollback(mark)
+			m.chain = head
 			res = Result{Index: e.Index, Err: err}
 			if m.fatal = fatal(e.Index, err); m.fatal != nil {
 				a = before
@@ -190,6 +193,7 @@ func (m *Machine) ApplyAll(entries []Entry) []Result {
 		results[i], last = res, e.Index
 	}
 	a.recent = m.recent.snapshot()
+	m.writeChain(tx)
 	tx.Commit(last, a)
 	return results
 }
@@ -251,7 +255,7 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 		}
 		a.level = max(a.level, op.Level)
 	}
-	if cause, ok := causeOf(c); ok {
+	if cause, ok := m.causeOf(c); ok {
 		if err := m.audit(tx, mark, e.Index, now, cause); err != nil {
 			return Result{}, err
 		}

@@ -32,7 +32,9 @@ func (s *Store) BeginLoad(keys *seal.Keyring) *Load {
 }
 
 // Decode is Tx.Decode.
-func (l *Load) Decode(table uint16, r AnyRow) (Decoded, error) { return decode(l.work, table, r) }
+func (l *Load) Decode(table uint16, r AnyRow) (Decoded, error) {
+	return decode(l.work, table, r, false)
+}
 
 // Add takes a row. Those of a table come in the order of their ids.
 func (l *Load) Add(d Decoded) error {

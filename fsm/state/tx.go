@@ -82,9 +82,14 @@ func (d Decoded) Table() uint16 { return d.t.m.def.Table }
 
 // Decode checks a row and gives it the form that it has in the store. The error is a *RowError; it wraps a *seal.MissingKeyError when
 // that is the reason. It may be called on several goroutines at once.
-func (tx *Tx) Decode(table uint16, r AnyRow) (Decoded, error) { return decode(tx.work, table, r) }
+func (tx *Tx) Decode(table uint16, r AnyRow) (Decoded, error) {
+	return decode(tx.work, table, r, false)
+}
 
-func decode(tables []*table, number uint16, r AnyRow) (Decoded, error) {
+// Own is Decode for a row that the program made and that is known to be one: encoding/json does not look at it.
+func (tx *Tx) Own(table uint16, r AnyRow) (Decoded, error) { return decode(tx.work, table, r, true) }
+
+func decode(tables []*table, number uint16, r AnyRow, own bool) (Decoded, error) {
 	t, ok := find(tables, number)
 	if !ok {
 		return Decoded{}, &RowError{Table: fmt.Sprintf("table %d", number), ID: r.ID, Err: fmt.Errorf("no such table")}
@@ -92,7 +97,7 @@ func decode(tables []*table, number uint16, r AnyRow) (Decoded, error) {
 	if r.ID.IsZero() {
 		return Decoded{}, &RowError{Table: t.m.def.Schema.Name, ID: r.ID, Err: fmt.Errorf("the zero id is no row's")}
 	}
-	row, err := t.dict.encode(r)
+	row, err := t.dict.encode(r, own)
 	if err != nil {
 		return Decoded{}, &RowError{Table: t.m.def.Schema.Name, ID: r.ID, Err: err}
 	}
@@ -109,6 +114,9 @@ type Stored struct {
 
 // Raw is the row's canonical JSON, secrets sealed.
 func (r Stored) Raw() []byte { return r.appendRaw(nil) }
+
+// Text is the text of a member that is a string; "" when there is none.
+func (r Stored) Text(name string) string { return r.text(r.shape.position(name)) }
 
 func stored(id ID, r record) Stored { return Stored{id, r.index, r.expires, r} }
 
@@ -261,20 +269,23 @@ func (tx *Tx) Abort() {
 }
 
 // Written calls f with the net effect on each row since the mark, in the order in which the rows were first touched: the row's JSON
-// before and after, nil for none.
+// before and after, nil for none. f must not keep them.
 func (tx *Tx) Written(mark int, f func(table uint16, id ID, before, after []byte)) {
+	var bufs [2][]byte
 	for _, w := range net(tx.log[mark:]) {
+		if w.old == w.new {
+			continue
+		}
 		t := tx.work[w.slot]
-		raw := func(at place) []byte {
+		raw := func(buf *[]byte, at place) []byte {
 			if at == 0 {
 				return nil
 			}
 			r := t.record(at)
-			return r.appendRaw(nil)
+			*buf = r.appendRaw((*buf)[:0])
+			return *buf
 		}
-		if w.old != w.new {
-			f(t.m.def.Table, w.id, raw(w.old), raw(w.new))
-		}
+		f(t.m.def.Table, w.id, raw(&bufs[0], w.old), raw(&bufs[1], w.new))
 	}
 }
 
@@ -292,8 +303,22 @@ func (tx *Tx) changes() []Change {
 	return list
 }
 
+// few is the number of writes up to which looking through a list is quicker than a map.
+const few = 8
+
 // net is a log with one write for each row.
 func net(log []write) []write {
+	if len(log) <= few {
+		net := make([]write, 0, few)
+		for _, w := range log {
+			if i := slices.IndexFunc(net, func(n write) bool { return n.slot == w.slot && n.id == w.id }); i >= 0 {
+				net[i].new = w.new
+			} else {
+				net = append(net, w)
+			}
+		}
+		return net
+	}
 	type key struct {
 		slot int
 		id   ID
