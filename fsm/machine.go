@@ -20,8 +20,8 @@ import (
 	"concord/fsm/state"
 )
 
-// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log.
-const MaxLevel uint32 = 2
+// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log, level 3 groups of consumers.
+const MaxLevel uint32 = 3
 
 // MaxRow is the largest row in bytes.
 const MaxRow = 16 << 20

@@ -321,8 +321,8 @@ func TestFatal(t *testing.T) {
 		is    func(error) bool
 		text  string
 	}{
-		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 3: needs cluster level 3, this binary understands levels up to 2: install the newer version on this node"},
-		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 3"},
+		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 3: needs cluster level 4, this binary understands levels up to 3: install the newer version on this node"},
+		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 4"},
 		{"missing key", entryOf(2, txnOf(command.Put{Table: keys, ID: id(21), Raw: mustJSON(obj{"key": foreign})})), as[*seal.MissingKeyError], `key "k2"`},
 		{"missing key in what was staged", entryOf(2, command.Command{Level: 2, Op: command.Commit{ID: [16]byte{1}, Pieces: 1}}), as[*seal.MissingKeyError], `key "k2"`},
 		{"corrupt", truncated, func(err error) bool { return errors.Is(err, command.ErrCorrupt) }, "cut short"},
@@ -425,8 +425,8 @@ func TestEntities(t *testing.T) {
 		{"service with plugins", drop(services, 2), nil, []string{"services/2", "plugins/12"}},
 		{"route", drop(routes, 3), nil, []string{"routes/3", "plugins/13"}},
 		{"consumer", drop(consumers, 5), nil, []string{"consumers/5", "plugins/14", "jwt_secrets/21", "keyauth_credentials/22", "basicauth_credentials/23", "acls/24"}},
-		{"plugin twice in one scope", put(plugins, 19, obj{"name": "p"}), &UniqueError{"plugins", "name:route:service:consumer", state.Key("p", "", "", ""), id(11)}, nil},
-		{"plugin twice on a service", put(plugins, 19, obj{"name": "p", "service": ref(2)}), &UniqueError{"plugins", "name:route:service:consumer", state.Key("p", "", id(2).String(), ""), id(12)}, nil},
+		{"plugin twice in one scope", put(plugins, 19, obj{"name": "p"}), &UniqueError{"plugins", "name:route:service:consumer:consumer_group", state.Key("p", "", "", "", ""), id(11)}, nil},
+		{"plugin twice on a service", put(plugins, 19, obj{"name": "p", "service": ref(2)}), &UniqueError{"plugins", "name:route:service:consumer:consumer_group", state.Key("p", "", id(2).String(), "", ""), id(12)}, nil},
 		{"plugin in another scope", put(plugins, 19, obj{"name": "p", "service": ref(1)}), nil, []string{}},
 		{"group twice", put(acls, 29, obj{"group": "g", "consumer": ref(5)}), &UniqueError{"acls", "consumer:group", state.Key(id(5).String(), "g"), id(24)}, nil},
 		{"group of another consumer", put(acls, 29, obj{"group": "g", "consumer": ref(6)}), nil, []string{}},

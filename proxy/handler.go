@@ -124,6 +124,7 @@ type run struct {
 	trusted   bool              // the peer may tell forwarded headers
 	steps     []*dataplane.Step // the plugins of this exchange in running order
 	own       []*dataplane.Step // memory for steps when the consumer has plugins of its own
+	merged    []*dataplane.Step // memory for the plugins of a consumer and its groups
 	chain     *dataplane.Chain  // that steps began as
 	showIndex bool              // the client asked for a configuration index
 	index     uint64            // that it got
@@ -303,7 +304,7 @@ func consumerID(x *exchange.Exchange) string {
 func (r *run) adoptConsumer(x *exchange.Exchange, i int) {
 	var own []*dataplane.Step
 	if x.Consumer != nil {
-		own = r.snap.ConsumerSteps(x.Consumer.ID)
+		own = r.snap.ConsumerSteps(x.Consumer.ID, &r.merged)
 	}
 	plain := len(r.own) == 0
 	if plain && len(own) == 0 {
@@ -375,7 +376,8 @@ func (h *Handler) Finish(x *exchange.Exchange) {
 	}
 	x.Pinned = nil
 	clear(r.own)
-	*r = run{own: r.own[:0]}
+	clear(r.merged)
+	*r = run{own: r.own[:0], merged: r.merged[:0]}
 	h.runs.Put(r)
 }
 

@@ -79,6 +79,7 @@ func New(o Options) *API {
 	a.traceRoutes()
 	a.schemaRoutes()
 	a.entityRoutes()
+	a.groupRoutes()
 	a.apiRoutes()
 	a.upstreamRoutes()
 	a.clusterRoutes()

@@ -38,6 +38,7 @@ func valid(entity string, refs map[string]any, name string) map[string]any {
 		"oauth2_tokens":         {"credential": refs["oauth2_credentials"], "expires_in": 5},
 		"sessions":              {"session_id": name},
 		"acme_storage":          {"key": name, "value": "v"},
+		"consumer_groups":       {"name": name},
 	}[entity]
 }
 

@@ -111,7 +111,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 			p.res.Index = p.view.Index()
 			return p.res, nil
 		}
-		r, err := s.append(ctx, p.puts)
+		r, err := s.append(ctx, p.puts, max(1, p.level))
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
@@ -125,25 +125,26 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	return BulkResult{}, last
 }
 
-// append has the leader append the puts: as one entry, or in pieces that one more entry makes visible.
-func (s *Service) append(ctx context.Context, puts []command.Put) (response, error) {
+// append has the leader append the puts: as one entry, or in pieces that one more entry makes visible. level is what the puts need.
+func (s *Service) append(ctx context.Context, puts []command.Put, level uint32) (response, error) {
 	pieces := cut(puts)
 	if len(pieces) == 1 {
-		return s.step(ctx, command.Command{Level: 1, RequestID: uuid.New(), Op: command.Txn{Puts: puts}})
+		return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Txn{Puts: puts}})
 	}
 	if s.o.Machine.Level() < command.StageLevel {
 		return response{Error: &Error{Kind: Unavailable, Message: "so large a change needs all nodes at the version of this one",
 			Hint: "wait until the cluster has raised its level after an upgrade, or send less at once"}}, nil
 	}
 	id := uuid.New()
+	level = max(level, command.StageLevel)
 	for i, piece := range pieces {
-		r, err := s.step(ctx, command.Command{Level: command.StageLevel, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
+		r, err := s.step(ctx, command.Command{Level: level, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
 		if err != nil || r.Error != nil || r.Lost != "" {
 			s.forget(ctx, id)
 			return r, err
 		}
 	}
-	return s.step(ctx, command.Command{Level: command.StageLevel, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
+	return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
 }
 
 // forget drops a stage that will not be committed; if that fails it is dropped by its age.

@@ -44,6 +44,7 @@ type bulkPlan struct {
 	through map[string][][]string // and by service id
 
 	puts    []command.Put
+	level   uint32 // that the cluster must have reached for them
 	changes []state.Change
 	res     BulkResult
 	rows    int
@@ -366,7 +367,7 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 	if err != nil {
 		return err
 	}
-	p.puts, p.changes = append(p.puts, pl.plan.puts...), append(p.changes, pl.plan.changes...)
+	p.puts, p.changes, p.level = append(p.puts, pl.plan.puts...), append(p.changes, pl.plan.changes...), max(p.level, pl.plan.level)
 	p.show(i, pl, clear, expires)
 	if found {
 		p.res.Updated++

@@ -121,7 +121,7 @@ func (s *Service) execute(ctx context.Context, r request) (response, error) {
 		if len(p.puts) == 0 {
 			return response{Index: p.index}, nil
 		}
-		c := command.Command{Level: 1, RequestID: r.ID, LeaderTime: p.now, Op: command.Txn{Puts: p.puts}}
+		c := command.Command{Level: max(1, p.level), RequestID: r.ID, LeaderTime: p.now, Op: command.Txn{Puts: p.puts}}
 		s.sign(&c, r.Mutation.Actor, string(r.Mutation.Verb), r.Mutation.Target.Entity)
 		res, err := s.o.Log.Propose(ctx, c)
 		if err != nil {

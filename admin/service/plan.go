@@ -26,6 +26,7 @@ type plan struct {
 	answer  []byte         // the entity as the client will see it
 	hint    string
 	members *membership // of the answer
+	level   uint32      // that the cluster must have reached for the puts
 	index   uint64      // of the view
 	now     int64       // Unix milliseconds by which it was judged what has expired
 }
@@ -64,8 +65,8 @@ func (p *planner) run(ctx context.Context) error {
 	if err := p.grant.writes(p.def); err != nil {
 		return err
 	}
-	if p.def.Schema.Internal && p.s.o.Machine.Level() < entity.AdminLevel {
-		return &Error{Kind: Unavailable, Message: "nothing was stored: not all nodes of the cluster run a version with admin tokens yet"}
+	if err := p.since(p.def.Since, p.def.Schema.Name); err != nil {
+		return err
 	}
 	l := p.lookup()
 	place, err := l.place(p.m.Target, p.m.Verb)
@@ -260,6 +261,9 @@ func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) 
 	if err := p.mayWrite(rec, current); err != nil {
 		return nil, err
 	}
+	if err := p.level(rec); err != nil {
+		return nil, err
+	}
 	clear, err := schema.Encode(rec)
 	if err != nil {
 		return nil, err
@@ -281,6 +285,30 @@ func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) 
 	return clear, nil
 }
 
+// level refuses what members of the cluster that run an older version would not know, and notes what a row needs.
+func (p *planner) level(rec schema.Record) error {
+	if err := p.since(p.def.Since, p.def.Schema.Name); err != nil {
+		return err
+	}
+	for _, f := range p.def.Schema.Fields {
+		if rec[f.Name] == nil {
+			continue
+		}
+		if err := p.since(f.Since, f.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) since(level uint32, what string) error {
+	if level > p.s.o.Machine.Level() {
+		return &Error{Kind: Unavailable, Message: "nothing was stored: not all nodes of the cluster run a version with " + strings.ReplaceAll(what, "_", " ") + " yet"}
+	}
+	p.plan.level = max(p.plan.level, level)
+	return nil
+}
+
 // beside is a planner for a row of another table that changes along; its puts are still to be taken over.
 func (p *planner) beside(table state.AnyTable) *planner {
 	return &planner{s: p.s, view: p.view, now: p.now, grant: p.grant, table: table, def: table.Def()}
@@ -289,6 +317,7 @@ func (p *planner) beside(table state.AnyTable) *planner {
 func (p *planner) takeOver(other *planner) {
 	p.plan.puts = append(p.plan.puts, other.plan.puts...)
 	p.plan.changes = append(p.plan.changes, other.plan.changes...)
+	p.plan.level = max(p.plan.level, other.plan.level)
 }
 
 // associate points the parent at a target that was made through /{parent}/{p}/{field}.

@@ -48,6 +48,10 @@ func (l lookup) place(t Target, verb Verb) (place, error) {
 	if t.Ref == "" {
 		return p, nil
 	}
+	if table.Def().Joins && t.Parent != nil {
+		err := l.joined(&p, table, t)
+		return p, err
+	}
 	key, value, index := l.reference(table, t, p)
 	var err error
 	if index != "" {
@@ -129,6 +133,37 @@ func (l lookup) reference(table state.AnyTable, t Target, p place) (field, key, 
 		return def.NestedKey, state.Key(parts...), strings.Join(names, ":")
 	}
 	return def.Schema.EndpointKey, "", ""
+}
+
+// other is the field of a join's row that does not refer to the parent, and what it refers to.
+func (l lookup) other(table state.AnyTable, t Target) (string, state.AnyTable) {
+	for _, f := range table.Def().Schema.ForeignFields() {
+		if f.Name != t.Parent.Field {
+			return f.Name, l.s.tables[f.Ref]
+		}
+	}
+	return "", nil
+}
+
+// joined finds the row of a join that Ref, an id or name of what it refers to beside the parent, means.
+func (l lookup) joined(p *place, table state.AnyTable, t Target) error {
+	field, to := l.other(table, t)
+	row, ok, err := l.find(to, t.Ref)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return l.absent(to, t.Ref)
+	}
+	p.fixed[field] = schema.Record{"id": row.ID.String()}
+	for _, names := range table.Def().Schema.Unique {
+		parts := make([]string, len(names))
+		for i, n := range names {
+			parts[i] = keyPart(p.fixed[n])
+		}
+		p.row, p.found = table.By(l.view, strings.Join(names, ":"), state.Key(parts...))
+	}
+	return nil
 }
 
 // find looks a row up by id, by the schema's alternative key or by a member's name.
@@ -279,7 +314,9 @@ func (p *planner) checkUnique(rec schema.Record, id state.ID) error {
 		}
 		key := map[string]any{}
 		for _, n := range names {
-			key[n] = rec[n]
+			if v, ok := rec[n]; ok {
+				key[n] = v
+			}
 		}
 		return refuse(UniqueTaken, key, "UNIQUE violation detected on '%s'", keyText(key)).withHint(p.takenHint(other, names))
 	}

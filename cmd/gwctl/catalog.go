@@ -26,6 +26,7 @@ type catalog map[string]*kind
 // parents are the flags that name what an entity belongs to, with the plural that URLs use.
 var parents = []struct{ flag, plural string }{
 	{"service", "services"}, {"route", "routes"}, {"consumer", "consumers"}, {"upstream", "upstreams"}, {"certificate", "certificates"}, {"key-set", "key-sets"},
+	{"consumer-group", "consumer_groups"},
 }
 
 // notEntities are parameters of paths that look like an entity's.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,7 +84,7 @@ type importer struct {
 }
 
 // foreign are the members that Kong's tables have beside the fields of an entity.
-var foreign = []string{"ws_id", "cache_key", "consumer_group", "partials"}
+var foreign = []string{"ws_id", "cache_key", "partials"}
 
 // collections are Kong's, by entity. Those of other editions are refused object by object.
 var collections = []struct{ path, entity string }{
@@ -161,14 +162,31 @@ func (im *importer) fetch(ctx context.Context, base string, headers []string) er
 		if err != nil {
 			return err
 		}
-		if c.entity != "upstreams" {
-			continue
-		}
 		for _, rec := range list {
-			if _, err := all("/upstreams/"+url.PathEscape(fmt.Sprint(rec["id"]))+"/targets", "targets", false); err != nil {
+			item := "/" + c.path + "/" + url.PathEscape(fmt.Sprint(rec["id"]))
+			switch c.entity {
+			case "upstreams":
+				_, err = all(item+"/targets", "targets", false)
+			case entity.ConsumerGroups:
+				err = im.members(rec["id"], item, get)
+			}
+			if err != nil {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// members takes up who is in a group.
+func (im *importer) members(group any, path string, get func(string, any) (int, error)) error {
+	var shown struct{ Consumers []schema.Record }
+	code, err := get(path, &shown)
+	if err != nil || code != http.StatusOK {
+		return fmt.Errorf("%s answered %d: %w", path, code, cmp.Or(err, errors.New("it should show the group and its consumers")))
+	}
+	for _, c := range shown.Consumers {
+		im.add(entity.ConsumerGroupConsumers, schema.Record{"consumer_group": schema.Record{"id": group}, "consumer": schema.Record{"id": c["id"]}})
 	}
 	return nil
 }
@@ -181,7 +199,7 @@ func (im *importer) add(name string, rec schema.Record) {
 	for _, k := range foreign {
 		v, there := rec[k]
 		delete(rec, k)
-		if there && v != nil && (k == "consumer_group" || k == "partials") {
+		if there && v != nil && k == "partials" {
 			o.refuse(k + ": not part of Kong's open source edition")
 		}
 	}

@@ -41,7 +41,7 @@ func adminDefs() []Def {
 	one := 1 // an empty list would be no limit at all
 	tags := schema.Tags()
 	tags.LenMin = &one
-	return []Def{{Table: TableAdminTokens, New: func() any { return new(AdminToken) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
+	return []Def{{Table: TableAdminTokens, Since: AdminLevel, New: func() any { return new(AdminToken) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
 		Name: AdminTokens, EndpointKey: "name", Internal: true, TTL: true,
 		Fields: []schema.Field{
 			schema.ID(),

@@ -26,6 +26,8 @@ func All() []Def {
 		oauth2AuthorizationCodes,
 		sessions,
 		acmeStorage,
+		consumerGroups,
+		consumerGroupConsumers,
 	}, clusterDefs(), adminDefs(), auditDefs())
 }
 

@@ -22,6 +22,10 @@ type Def struct {
 	Transform func(rec, current schema.Record) (schema.Record, error)
 	// Runtime rows are made while the gateway serves (tokens, sessions). They are not part of a configuration, which replaces none of them.
 	Runtime bool
+	// Since is the cluster level that introduced the table; 0: it was there from the beginning.
+	Since uint32
+	// Joins: a row says that the two entities of its unique key belong together, and nothing else. Under the one, the id or the name of the other finds it.
+	Joins bool
 	// WriteOnly: nobody is shown the secrets of its rows.
 	WriteOnly bool
 	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.
@@ -149,6 +153,7 @@ type Plugin struct {
 	Route        *Ref            `json:"route"`
 	Service      *Ref            `json:"service"`
 	Consumer     *Ref            `json:"consumer"`
+	Group        *Ref            `json:"consumer_group"`
 	Config       json.RawMessage `json:"config"` // decoded by the plugin's factory
 	Protocols    []string        `json:"protocols"`
 	Enabled      bool            `json:"enabled"`

@@ -89,7 +89,7 @@ func (p *plan) with(sub *Schema) *plan {
 	for _, n := range p.fields {
 		if o := over.byName[n.Name]; o != nil {
 			m := *o
-			m.overlaid = true
+			m.overlaid, m.Since = true, n.Since
 			n = &m
 		}
 		q.add(n)

@@ -11,7 +11,7 @@ import (
 // explicit null), nested records are always expanded. Update: in is laid over o.Current field by field (records merge,
 // lists and maps replace, null clears). "ttl" is accepted where the schema has TTL and left out of the result.
 //
-// The result holds every declared field, nil when unset, and nothing else. Errors is nil when the record is fine.
+// The result holds every declared field, nil when unset (those with Since only when set), and nothing else. Errors is nil when the record is fine.
 func (s *Schema) Prepare(in Record, o Options) (Record, Errors) {
 	p, errs := s.planFor(in, o)
 	if errs != nil {
@@ -37,6 +37,11 @@ func (s *Schema) Prepare(in Record, o Options) (Record, Errors) {
 		return nil, errs
 	}
 	delete(rec, "ttl")
+	for _, n := range p.fields {
+		if n.Since > 0 && rec[n.Name] == nil {
+			delete(rec, n.Name)
+		}
+	}
 	return rec, nil
 }
 

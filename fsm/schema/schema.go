@@ -26,7 +26,7 @@ package schema
 import "sync/atomic"
 
 // Record is one entity or nested record as JSON values: nil, bool, float64, string, []any, Record.
-// Numbers are always float64 (Kong's only number type); a prepared record holds every declared field, nil when unset.
+// Numbers are always float64 (Kong's only number type); a prepared record holds every declared field, nil when unset (see Prepare).
 type Record = map[string]any
 
 // Type is the type of a field.
@@ -76,7 +76,7 @@ type Field struct {
 	Immutable bool
 	Transient bool   // not part of the stored row (entity.Def.Members)
 	Null      bool   // the value must be null (a plugin's forbidden scope)
-	Since     uint32 // cluster level that introduced the field
+	Since     uint32 // cluster level that introduced the field; unset it is left out, so that rows without it are as they were before
 
 	OneOf       []any
 	NotOneOf    []any

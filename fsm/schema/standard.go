@@ -120,8 +120,11 @@ func Protocols(protocols ...string) Field {
 	return Field{Name: "protocols", Type: Set, Required: true, Default: l, Elem: &Field{Type: String, OneOf: l}}
 }
 
-// NoConsumer, NoRoute and NoService forbid a scope in a plugin's schema.
+// NoConsumer, NoConsumerGroup, NoRoute and NoService forbid a scope in a plugin's schema.
 func NoConsumer() Field { return noScope("consumer") }
+
+// NoConsumerGroup forbids the scope of consumer groups.
+func NoConsumerGroup() Field { return noScope("consumer_group") }
 
 // NoRoute forbids the route scope.
 func NoRoute() Field { return noScope("route") }

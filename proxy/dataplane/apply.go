@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strings"
+	"unique"
 
 	"github.com/tidwall/btree"
 
@@ -30,7 +32,8 @@ type built struct {
 	byRoute   map[string][]*Step
 	byService map[string][]*Step
 	globals   []*Step
-	consumers *btree.Map[string, []*Step]
+	consumers *btree.Map[string, *identity]
+	groups    *btree.Map[string, []*Step]
 	global    [subsystems]*Chain
 
 	askers map[state.ID]*Step // plugins that need client certificates
@@ -112,14 +115,14 @@ func (b *built) restart() {
 		services: map[string]*serviceState{},
 		plugins:  map[state.ID]*pluginState{}, reuse: b.plugins,
 		byRoute: map[string][]*Step{}, byService: map[string][]*Step{},
-		consumers: &btree.Map[string, []*Step]{}, askers: map[state.ID]*Step{},
+		consumers: &btree.Map[string, *identity]{}, groups: &btree.Map[string, []*Step]{}, askers: map[state.ID]*Step{},
 	}
 }
 
 func (b *built) snapshot(index uint64) *Snapshot {
 	return &Snapshot{
 		Index: index, router: b.edit.Router(), streams: b.streams.Streams(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
-		global: b.global, consumers: b.consumers.Copy(), rules: b.rules,
+		global: b.global, consumers: b.consumers.Copy(), groups: b.groups.Copy(), rules: b.rules,
 	}
 }
 
@@ -141,6 +144,9 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 		for row := range c.tables.routes.All(v) {
 			d.routes[row.ID.String()] = true
 		}
+		for row := range c.tables.members.All(v) {
+			note(&p.members, row.Val.Consumer.ID)
+		}
 	} else {
 		for id := range p.plugins {
 			c.applyPlugin(v, id, d)
@@ -155,6 +161,14 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 	for id := range d.routes {
 		c.applyRoute(v, id)
 		d.routeChains[id] = true
+	}
+	for id := range p.groups {
+		for row := range c.tables.members.Scan(v, "consumer_group", id) {
+			note(&p.members, row.Val.Consumer.ID)
+		}
+	}
+	for id := range p.members {
+		b.identify(id, func(i *identity) { i.groups = c.groupsOf(v, id) })
 	}
 	b.rechain(d)
 	return d.closers
@@ -244,13 +258,15 @@ func (c *Compiler) pluginState(row *entity.Plugin, old *pluginState) *pluginStat
 // index puts a step into, or takes it out of, the lists of its scope.
 func (b *built) index(s *Step, d *dirty, change func([]*Step, *Step) []*Step) {
 	switch {
-	case s.consumer != "" && !s.subsystems[forHTTP]: // streams have no consumers
+	case (s.consumer != "" || s.group != "") && !s.subsystems[forHTTP]: // streams have no consumers
 	case s.consumer != "":
-		list, _ := b.consumers.Get(s.consumer)
+		b.identify(s.consumer, func(i *identity) { i.own = change(i.own, s) })
+	case s.group != "":
+		list, _ := b.groups.Get(s.group)
 		if list = change(list, s); len(list) > 0 {
-			b.consumers.Set(s.consumer, list)
+			b.groups.Set(s.group, list)
 		} else {
-			b.consumers.Delete(s.consumer)
+			b.groups.Delete(s.group)
 		}
 	case s.route != "":
 		if b.byRoute[s.route] = change(b.byRoute[s.route], s); len(b.byRoute[s.route]) == 0 {
@@ -266,6 +282,40 @@ func (b *built) index(s *Step, d *dirty, change func([]*Step, *Step) []*Step) {
 		b.globals = change(b.globals, s)
 		d.global = true
 	}
+}
+
+// identify changes what is known of a consumer. Published snapshots share what was.
+func (b *built) identify(consumer string, change func(*identity)) {
+	next := identity{}
+	if old, ok := b.consumers.Get(consumer); ok {
+		next = *old
+	}
+	if change(&next); len(next.own) > 0 || len(next.groups) > 0 {
+		b.consumers.Set(strings.Clone(consumer), &next)
+	} else {
+		b.consumers.Delete(consumer)
+	}
+}
+
+// groupsOf lists the groups of a consumer by name.
+func (c *Compiler) groupsOf(v *state.View, consumer string) []unique.Handle[string] {
+	type named struct{ name, id string }
+	var list []named
+	for row := range c.tables.members.Scan(v, "consumer", consumer) {
+		id, err := state.ParseID(row.Val.Group.ID)
+		if err != nil {
+			continue
+		}
+		if g, ok := c.tables.groups.Get(v, id); ok {
+			list = append(list, named{g.Val.Name, row.Val.Group.ID})
+		}
+	}
+	slices.SortFunc(list, func(a, b named) int { return strings.Compare(a.name, b.name) })
+	var ids []unique.Handle[string]
+	for _, g := range list {
+		ids = append(ids, unique.Make(g.id))
+	}
+	return ids
 }
 
 // insertStep and removeStep return new lists, because published snapshots share the old ones.

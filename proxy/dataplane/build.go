@@ -92,9 +92,11 @@ func buildStep(ctx context.Context, known map[string]plugin.Plugin, env plugin.E
 	}
 	s = newStep(e, p.Info.Priority)
 	s.secretParams = secretParams(config)
-	instance, err := newInstance(ctx, p, env, plugin.Config{
-		ID: e.ID, Scope: s.route + ":" + s.service + ":" + s.consumer, Record: config,
-	})
+	scope := s.route + ":" + s.service + ":" + s.consumer
+	if s.group != "" {
+		scope += ":" + s.group
+	}
+	instance, err := newInstance(ctx, p, env, plugin.Config{ID: e.ID, Scope: scope, Record: config})
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +114,9 @@ func buildStep(ctx context.Context, known map[string]plugin.Plugin, env plugin.E
 }
 
 func newStep(e *entity.Plugin, priority int) *Step {
-	s := &Step{ID: e.ID, Name: e.Name, Priority: priority, route: refID(e.Route), service: refID(e.Service), consumer: refID(e.Consumer)}
+	s := &Step{ID: e.ID, Name: e.Name, Priority: priority, route: refID(e.Route), service: refID(e.Service), consumer: refID(e.Consumer), group: refID(e.Group)}
 	s.subsystems = subsystemsOf(e.Protocols)
-	s.level = scopeLevel(s.consumer != "", s.route != "", s.service != "")
+	s.level = s.scopeLevel()
 	return s
 }
 
@@ -160,5 +162,5 @@ func secretParams(config schema.Record) (names []string) {
 // sameInstance tells whether two versions of a row need no new instance.
 func sameInstance(a, b *entity.Plugin) bool {
 	return a.Name == b.Name && refID(a.Route) == refID(b.Route) && refID(a.Service) == refID(b.Service) &&
-		refID(a.Consumer) == refID(b.Consumer) && string(a.Config) == string(b.Config) && subsystemsOf(a.Protocols) == subsystemsOf(b.Protocols)
+		refID(a.Consumer) == refID(b.Consumer) && refID(a.Group) == refID(b.Group) && string(a.Config) == string(b.Config) && subsystemsOf(a.Protocols) == subsystemsOf(b.Protocols)
 }

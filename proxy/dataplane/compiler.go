@@ -80,6 +80,8 @@ type tables struct {
 	services *state.Table[entity.Service]
 	routes   *state.Table[entity.Route]
 	plugins  *state.Table[entity.Plugin]
+	groups   *state.Table[entity.ConsumerGroup]
+	members  *state.Table[entity.ConsumerGroupConsumer]
 
 	upstreams *state.Table[entity.Upstream]
 	targets   *state.Table[entity.Target]
@@ -89,7 +91,7 @@ type tables struct {
 	cas          *state.Table[entity.CACertificate]
 	tickets      *state.Table[entity.TLSTicketKeys]
 
-	serviceNo, routeNo, pluginNo, upstreamNo, targetNo, certificateNo, sniNo, caNo, ticketNo uint16
+	serviceNo, routeNo, pluginNo, upstreamNo, targetNo, certificateNo, sniNo, caNo, ticketNo, groupNo, memberNo uint16
 }
 
 // pending is what committed since the last compilation, with the view that holds all of it.
@@ -99,6 +101,8 @@ type pending struct {
 	services map[state.ID]bool
 	routes   map[state.ID]bool
 	plugins  map[state.ID]bool
+	members  map[string]bool // consumers that came into a group or went
+	groups   map[string]bool // that changed: their names say which comes first
 
 	upstreams map[string]bool // changed themselves, or in their targets
 
@@ -135,6 +139,8 @@ func New(o Options) *Compiler {
 			services: state.TableOf[entity.Service](o.Store), serviceNo: number(o.Store, "services"),
 			routes: state.TableOf[entity.Route](o.Store), routeNo: number(o.Store, "routes"),
 			plugins: state.TableOf[entity.Plugin](o.Store), pluginNo: number(o.Store, "plugins"),
+			groups: state.TableOf[entity.ConsumerGroup](o.Store), groupNo: number(o.Store, entity.ConsumerGroups),
+			members: state.TableOf[entity.ConsumerGroupConsumer](o.Store), memberNo: number(o.Store, entity.ConsumerGroupConsumers),
 			upstreams: state.TableOf[entity.Upstream](o.Store), upstreamNo: number(o.Store, "upstreams"),
 			targets: state.TableOf[entity.Target](o.Store), targetNo: number(o.Store, "targets"),
 			certificates: state.TableOf[entity.Certificate](o.Store), certificateNo: number(o.Store, "certificates"),
@@ -212,6 +218,14 @@ func (c *Compiler) changed(ch state.Changes) {
 			note(&p.routes, x.ID)
 		case c.tables.pluginNo:
 			note(&p.plugins, x.ID)
+		case c.tables.groupNo:
+			note(&p.groups, x.ID.String())
+		case c.tables.memberNo:
+			for _, v := range []any{x.Old, x.New} {
+				if m, ok := v.(*entity.ConsumerGroupConsumer); ok && m != nil {
+					note(&p.members, m.Consumer.ID)
+				}
+			}
 		case c.tables.upstreamNo:
 			note(&p.upstreams, x.ID.String())
 			for _, v := range []any{x.Old, x.New} { // one may be renamed
@@ -277,7 +291,7 @@ func (c *Compiler) compile() {
 	c.applyCertificates(&p)
 	c.applyUpstreams(&p)
 	c.applyTickets(&p)
-	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil {
+	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil && p.members == nil && p.groups == nil {
 		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
 		return
 	}

@@ -21,6 +21,7 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/router"
+	"concord/test/harness"
 )
 
 // probe is a plugin whose instances count their lives.
@@ -93,9 +94,15 @@ func chain(steps []*dataplane.Step) string {
 }
 
 // names are the plugin rows of these tests.
-var names = []string{"global", "svc", "route", "route+svc", "cons", "cons+route", "cons+svc", "all3", "b", "c", "d", "other"}
+var names = []string{"global", "svc", "route", "route+svc", "cons", "cons+route", "cons+svc", "all3", "b", "c", "d", "other",
+	"group", "group+route", "group+svc", "group3"}
 
-// One configuration per plugin name runs: the most specific scope wins (Kong, eight levels).
+// own are the steps that a consumer brings.
+func own(s *dataplane.Snapshot, consumer string) []*dataplane.Step {
+	return s.ConsumerSteps(fx.ID(consumer), new([]*dataplane.Step))
+}
+
+// One configuration per plugin name runs: the most specific scope wins (Kong, twelve levels).
 func TestScopePrecedence(t *testing.T) {
 	rows := map[string]*entity.Plugin{
 		"all3":       fx.Plugin("all3", "a", "{}", "r", "s", "bob"),
@@ -106,10 +113,15 @@ func TestScopePrecedence(t *testing.T) {
 		"route":      fx.Plugin("route", "a", "{}", "r", "", ""),
 		"svc":        fx.Plugin("svc", "a", "{}", "", "s", ""),
 		"global":     fx.Plugin("global", "a", "{}", "", "", ""),
+
+		"group3":      fx.ForGroup("gold", fx.Plugin("group3", "a", "{}", "r", "s", "")),
+		"group+route": fx.ForGroup("gold", fx.Plugin("group+route", "a", "{}", "r", "", "")),
+		"group+svc":   fx.ForGroup("gold", fx.Plugin("group+svc", "a", "{}", "", "s", "")),
+		"group":       fx.ForGroup("gold", fx.Plugin("group", "a", "{}", "", "", "")),
 	}
-	order := []string{"all3", "cons+route", "cons+svc", "route+svc", "cons", "route", "svc", "global"}
+	order := []string{"all3", "group3", "cons+route", "cons+svc", "group+route", "group+svc", "route+svc", "cons", "group", "route", "svc", "global"}
 	db := fx.New(t)
-	db.Put(fx.Service("s", "h", 80), fx.Route("r", "s", "/r"), fx.Route("r2", "", "/q"), fx.Consumer("bob"))
+	db.Put(fx.Service("s", "h", 80), fx.Route("r", "s", "/r"), fx.Route("r2", "", "/q"), fx.Consumer("bob"), fx.Group("gold"), fx.Member("gold", "bob"))
 	c := compiler(t, db, &probe{})
 	for _, n := range order {
 		db.Put(rows[n])
@@ -124,10 +136,67 @@ func TestScopePrecedence(t *testing.T) {
 		if !ok {
 			t.Fatal("no route")
 		}
-		got := dataplane.Choose(nil, target.Chain.Steps, s.ConsumerSteps(fx.ID("bob")), fx.ID("r"), fx.ID("s"), nil)
+		got := dataplane.Choose(nil, target.Chain.Steps, own(s, "bob"), fx.ID("r"), fx.ID("s"), nil)
 		if chain(got) != n {
 			t.Errorf("without %v: %q runs, want %q", order[:i], chain(got), n)
 		}
+	}
+}
+
+// Of two groups with the same claim the first by name wins. Memberships, names and plugins of groups take effect one by one.
+func TestGroups(t *testing.T) {
+	db := fx.New(t)
+	db.Put(fx.Service("s", "h", 80), fx.Route("r", "s", "/r"), fx.Consumer("bob"), fx.Group("gold"), fx.Group("silver"), fx.Plugin("global", "a", "{}", "", "", ""))
+	c := compiler(t, db, &probe{})
+	runs := func(what, consumer, want string) {
+		t.Helper()
+		s := wait(t, c, db.View().Index())
+		target, _ := s.Find(&router.Query{Method: "GET", Path: "/r", Header: &exchange.Header{}})
+		if got := chain(dataplane.Choose(nil, target.Chain.Steps, own(s, consumer), fx.ID("r"), fx.ID("s"), nil)); got != want {
+			t.Errorf("%s: %q runs, want %q", what, got, want)
+		}
+	}
+	db.Put(fx.ForGroup("silver", fx.Plugin("group", "a", "{}", "", "", "")))
+	runs("not a member", "bob", "global")
+	db.Put(fx.Member("silver", "bob"))
+	runs("a member", "bob", "group")
+	runs("someone else", "carl", "global")
+	db.Put(fx.Member("gold", "bob"))
+	runs("a group without plugins", "bob", "group")
+	db.Put(fx.ForGroup("gold", fx.Plugin("other", "a", "{}", "", "", "")), fx.ForGroup("gold", fx.Plugin("d", "d", "{}", "", "", "")))
+	runs("the first by name", "bob", "other,d")
+	db.Put(&entity.ConsumerGroup{ID: fx.ID("gold"), Name: "zinc"})
+	runs("renamed", "bob", "group,d")
+	db.Put(fx.ForGroup("gold", fx.Plugin("group+svc", "a", "{}", "", "s", "")))
+	runs("more specific", "bob", "group+svc,d")
+	db.Put(fx.Plugin("cons", "d", "{}", "", "", "bob"))
+	runs("the consumer's own", "bob", "group+svc,cons")
+	db.Delete(fx.Plugin("group+svc", "", "", "", "", ""), fx.Plugin("cons", "", "", "", "", ""))
+	runs("gone again", "bob", "group,d")
+	db.Delete(fx.Member("silver", "bob"))
+	runs("left", "bob", "other,d")
+	db.Delete(fx.Member("gold", "bob"), fx.Plugin("group", "", "", "", "", ""))
+	runs("left all", "bob", "global")
+}
+
+// What a consumer in several groups brings is put together without allocating.
+func TestGroupsAllocateNothing(t *testing.T) {
+	db := fx.New(t)
+	rows := []any{fx.Consumer("bob"), fx.Consumer("carl"), fx.Plugin("cons", "a", "{}", "", "", "bob")}
+	for i := range 4 {
+		g := fmt.Sprint("g", i)
+		rows = append(rows, fx.Group(g), fx.Member(g, "bob"), fx.ForGroup(g, fx.Plugin(g+"a", "a", "{}", "", "", "")), fx.ForGroup(g, fx.Plugin(g+"b", "b", "{}", "", "", "")))
+	}
+	s := wait(t, compiler(t, db, &probe{}), db.Put(rows...))
+	buf := make([]*dataplane.Step, 0, 16)
+	for _, name := range []string{"bob", "carl"} {
+		id := fx.ID(name)
+		if n := testing.AllocsPerRun(100, func() { s.ConsumerSteps(id, &buf) }); n != 0 && !harness.Race {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+	if got := len(own(s, "bob")); got != 9 {
+		t.Errorf("%d steps", got)
 	}
 }
 
@@ -141,7 +210,7 @@ func TestRunningOrder(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	target, _ := s.Find(&router.Query{Path: "/r", Header: &exchange.Header{}})
-	own := s.ConsumerSteps(fx.ID("bob"))
+	own := own(s, "bob")
 	if got, want := chain(dataplane.Choose(nil, target.Chain.Steps, own, fx.ID("r"), fx.ID("s"), nil)), "global,c,cons+svc,cons"; got != want {
 		t.Errorf("for the consumer %q, want %q", got, want)
 	}
@@ -334,6 +403,7 @@ func TestSecretParams(t *testing.T) {
 func TestIncrementalEqualsFull(t *testing.T) {
 	services := []string{"s1", "s2", "s3"}
 	routes := []string{"r1", "r2", "r3", "r4"}
+	groups := []string{"g1", "g2", "g3"}
 	rapid.Check(t, func(rt *rapid.T) {
 		db := fx.New(t)
 		c := dataplane.New(dataplane.Options{Store: db.Store, Log: quiet(), Plugins: (&probe{}).two()})
@@ -341,7 +411,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		pick := func(name string, from []string) string { return rapid.SampledFrom(from).Draw(rt, name) }
 		maybe := func(name string, from []string) string { return pick(name, append([]string{""}, from...)) }
 		for i := range rapid.IntRange(1, 40).Draw(rt, "steps") {
-			switch rapid.IntRange(0, 5).Draw(rt, "what") {
+			switch rapid.IntRange(0, 7).Draw(rt, "what") {
 			case 0:
 				s := fx.Service(pick("svc", services), "h", 80)
 				s.Enabled = rapid.Bool().Draw(rt, "enabled")
@@ -353,13 +423,26 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				r, s, u := maybe("route", routes), maybe("svc", services), maybe("consumer", []string{"u"})
 				name := pick("plugin", []string{"a", "b"})
 				p := fx.Plugin(name+r+s+u, name, fmt.Sprintf(`{"v":%d}`, i%2), r, s, u)
+				if u == "" {
+					g := maybe("group", groups)
+					p.ID, p.Group = fx.ID(name+r+s+g), fx.Ref(g)
+				}
 				p.Enabled = rapid.IntRange(0, 3).Draw(rt, "on") > 0
 				db.Put(p)
 			case 4:
 				db.Delete(fx.Route(pick("route", routes), ""))
 			case 5:
-				r, s, u, name := maybe("route", routes), maybe("svc", services), maybe("consumer", []string{"u"}), pick("plugin", []string{"a", "b"})
+				r, s, u, name := maybe("route", routes), maybe("svc", services), maybe("owner", []string{"u", "g1", "g2", "g3"}), pick("plugin", []string{"a", "b"})
 				db.Delete(fx.Plugin(name+r+s+u, name, "", r, s, u))
+			case 6:
+				m := fx.Member(pick("group", groups), "u")
+				if rapid.Bool().Draw(rt, "leave") {
+					db.Delete(m)
+				} else {
+					db.Put(m)
+				}
+			case 7: // renamed, which changes their order
+				db.Put(&entity.ConsumerGroup{ID: fx.ID(pick("group", groups)), Name: fmt.Sprint(rapid.IntRange(0, 9).Draw(rt, "name"), i)})
 			}
 			if rapid.IntRange(0, 2).Draw(rt, "settle") > 0 {
 				continue
@@ -397,8 +480,8 @@ func describe(s *dataplane.Snapshot, path string) string {
 	if t.Service != nil {
 		svc = t.Service.Entity.ID
 	}
-	own := dataplane.Choose(nil, t.Chain.Steps, s.ConsumerSteps(fx.ID("u")), t.Route.Entity.ID, svc, nil)
-	return fmt.Sprint(t.Route.Entity.Name, svc, ids(t.Chain.Steps), ids(own), ids(s.Global().Steps))
+	mine := dataplane.Choose(nil, t.Chain.Steps, own(s, "u"), t.Route.Entity.ID, svc, nil)
+	return fmt.Sprint(t.Route.Entity.Name, svc, ids(t.Chain.Steps), ids(mine), ids(s.Global().Steps))
 }
 
 // A change of one route among very many costs what the change is worth.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"unique"
 
 	"github.com/tidwall/btree"
 
@@ -26,7 +27,8 @@ type Snapshot struct {
 	routes    vector[routeSlot]
 	services  vector[serviceSlot]
 	global    [subsystems]*Chain
-	consumers *btree.Map[string, []*Step] // plugins of a consumer's scope by consumer id, in running order
+	consumers *btree.Map[string, *identity] // by consumer id: those who have plugins of their own or are in a group
+	groups    *btree.Map[string, []*Step]   // plugins of a group's scope by its id, in running order
 	rules     *ClientRules
 
 	pins [pinShards]pinCount
@@ -121,10 +123,49 @@ func (s *Snapshot) Global() *Chain { return s.global[forHTTP] }
 // GlobalStreams is the chain of stream sessions whose route is gone.
 func (s *Snapshot) GlobalStreams() *Chain { return s.global[forStreams] }
 
-// ConsumerSteps are the plugins configured for a consumer on any route or service; see Choose.
-func (s *Snapshot) ConsumerSteps(id string) []*Step {
-	steps, _ := s.consumers.Get(id)
+// identity is what plugins know of a consumer.
+type identity struct {
+	own    []*Step                 // its plugins, in running order
+	groups []unique.Handle[string] // ids of its groups, in the order of their names
+}
+
+// ConsumerSteps are the plugins configured for a consumer, or for a group that it is in, on any route or service; see Choose. Of two groups with equal
+// claims the first by name wins (Kong). buf is memory for the result, if it has to be put together.
+func (s *Snapshot) ConsumerSteps(id string, buf *[]*Step) []*Step {
+	c, ok := s.consumers.Get(id)
+	if !ok {
+		return nil
+	}
+	steps, merged := c.own, false
+	if s.groups.Len() == 0 {
+		return steps
+	}
+	for _, g := range c.groups {
+		of, _ := s.groups.Get(g.Value())
+		if len(steps) == 0 {
+			steps = of
+			continue
+		}
+		if len(of) > 0 && !merged {
+			*buf, merged = append((*buf)[:0], steps...), true
+		}
+		for _, x := range of {
+			*buf = slices.Insert(*buf, behind(*buf, x), x)
+		}
+		if merged {
+			steps = *buf
+		}
+	}
 	return steps
+}
+
+// behind is where a step belongs in a list that is sorted by the order of running, then by scope.
+func behind(list []*Step, s *Step) int {
+	i := len(list)
+	for i > 0 && (compareSteps(list[i-1], s) > 0 || compareSteps(list[i-1], s) == 0 && list[i-1].level > s.level) {
+		i--
+	}
+	return i
 }
 
 // Routes is the number of route paths in the router.
@@ -145,18 +186,18 @@ type Step struct {
 	StreamAccessor plugin.StreamAccessor
 	StreamLogger   plugin.StreamLogger
 
-	subsystems               [subsystems]bool
-	route, service, consumer string // scope; "" is any
-	level                    int
-	secretParams             []string
-	asks                     *ClientRule // nil: it needs no client certificate
-	source                   plugin.CertificateSource
+	subsystems                      [subsystems]bool
+	route, service, consumer, group string // scope; "" is any
+	level                           int
+	secretParams                    []string
+	asks                            *ClientRule // nil: it needs no client certificate
+	source                          plugin.CertificateSource
 }
 
 // Scope says in words what the plugin is configured on.
 func (s *Step) Scope() string {
 	var parts []string
-	for _, p := range []struct{ name, id string }{{"route", s.route}, {"service", s.service}, {"consumer", s.consumer}} {
+	for _, p := range []struct{ name, id string }{{"route", s.route}, {"service", s.service}, {"consumer", s.consumer}, {"consumer group", s.group}} {
 		if p.id != "" {
 			parts = append(parts, p.name)
 		}
@@ -168,24 +209,17 @@ func (s *Step) Scope() string {
 }
 
 // scopeLevel is Kong's precedence between several configurations of one plugin; the lowest wins.
-func scopeLevel(consumer, route, service bool) int {
-	switch {
-	case consumer && route && service:
-		return 1
-	case consumer && route:
-		return 2
-	case consumer && service:
-		return 3
-	case route && service:
-		return 4
-	case consumer:
-		return 5
-	case route:
-		return 6
-	case service:
-		return 7
+func (s *Step) scopeLevel() int {
+	consumer, group, route, service := s.consumer != "", s.group != "", s.route != "", s.service != ""
+	for level, applies := range []bool{
+		consumer && route && service, group && route && service, consumer && route, consumer && service, group && route, group && service, route && service,
+		consumer, group, route, service,
+	} {
+		if applies {
+			return level
+		}
 	}
-	return 8
+	return 11
 }
 
 // Before is the running order of a phase: higher priority first, then the name descending (Kong).

@@ -26,8 +26,8 @@ type Scope uint8
 const (
 	ScopeRoute Scope = 1 << iota
 	ScopeService
-	ScopeConsumer
-	ScopeAll = ScopeRoute | ScopeService | ScopeConsumer
+	ScopeConsumer // and groups of consumers
+	ScopeAll      = ScopeRoute | ScopeService | ScopeConsumer
 	// ScopeGlobal alone allows nothing else.
 	ScopeGlobal Scope = 1 << 7
 )
@@ -74,7 +74,7 @@ type Keep interface {
 // Config is one configured row, handed to the factory.
 type Config struct {
 	ID     string        // of the plugin row
-	Scope  string        // "route id:service id:consumer id" of the row, for counters
+	Scope  string        // "route id:service id:consumer id" of the row, for counters; of a group's ":group id" follows
 	Record schema.Record // complete, validated, secrets in clear
 }
 

@@ -37,7 +37,7 @@ func SchemaOf(p Plugin) *schema.Schema {
 	}
 	s := &schema.Schema{Name: i.Name, Checks: i.Checks}
 	if scopes&ScopeConsumer == 0 {
-		s.Fields = append(s.Fields, schema.NoConsumer())
+		s.Fields = append(s.Fields, schema.NoConsumer(), schema.NoConsumerGroup())
 	}
 	if scopes&ScopeRoute == 0 {
 		s.Fields = append(s.Fields, schema.NoRoute())

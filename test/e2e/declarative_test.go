@@ -228,7 +228,7 @@ func TestConfigVerbs(t *testing.T) {
 	old := filepath.Join(dir, "old.yaml")
 	if err := os.WriteFile(old, []byte(`
 _format_version: "1.1"
-consumer_groups: [{name: gold}]
+rbac_roles: [{name: boss}]
 services:
 - name: old
   host: h
@@ -248,7 +248,7 @@ consumers:
 	if err == nil {
 		t.Fatal("nothing was refused")
 	}
-	for _, want := range []string{"4 objects were refused", "consumer_groups", "no-such-plugin", "regular expression: ~/v", "without config.old_setting", "digest", "Carried: 2", "Rewritten: 2"} {
+	for _, want := range []string{"4 objects were refused", "rbac_roles", "no-such-plugin", "regular expression: ~/v", "without config.old_setting", "digest", "Carried: 2", "Rewritten: 2"} {
 		has("the report", err.Error(), want)
 	}
 	if got := other.JSON("GET", "/routes/regex", "").JSON(); fmt.Sprint(got["paths"]) != `[~/v\d+]` {

@@ -437,6 +437,8 @@ type Entity struct {
 	//	*Entity_KeySet
 	//	*Entity_HmacauthCredential
 	//	*Entity_Oauth2Credential
+	//	*Entity_ConsumerGroup
+	//	*Entity_ConsumerGroupConsumer
 	Value         isEntity_Value `protobuf_oneof:"value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -671,6 +673,24 @@ func (x *Entity) GetOauth2Credential() *OAuth2Credential {
 	return nil
 }
 
+func (x *Entity) GetConsumerGroup() *ConsumerGroup {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_ConsumerGroup); ok {
+			return x.ConsumerGroup
+		}
+	}
+	return nil
+}
+
+func (x *Entity) GetConsumerGroupConsumer() *ConsumerGroupConsumer {
+	if x != nil {
+		if x, ok := x.Value.(*Entity_ConsumerGroupConsumer); ok {
+			return x.ConsumerGroupConsumer
+		}
+	}
+	return nil
+}
+
 type isEntity_Value interface {
 	isEntity_Value()
 }
@@ -751,6 +771,14 @@ type Entity_Oauth2Credential struct {
 	Oauth2Credential *OAuth2Credential `protobuf:"bytes,27,opt,name=oauth2_credential,json=oauth2Credential,proto3,oneof"`
 }
 
+type Entity_ConsumerGroup struct {
+	ConsumerGroup *ConsumerGroup `protobuf:"bytes,28,opt,name=consumer_group,json=consumerGroup,proto3,oneof"`
+}
+
+type Entity_ConsumerGroupConsumer struct {
+	ConsumerGroupConsumer *ConsumerGroupConsumer `protobuf:"bytes,29,opt,name=consumer_group_consumer,json=consumerGroupConsumer,proto3,oneof"`
+}
+
 func (*Entity_Fields) isEntity_Value() {}
 
 func (*Entity_Service) isEntity_Value() {}
@@ -788,6 +816,10 @@ func (*Entity_KeySet) isEntity_Value() {}
 func (*Entity_HmacauthCredential) isEntity_Value() {}
 
 func (*Entity_Oauth2Credential) isEntity_Value() {}
+
+func (*Entity_ConsumerGroup) isEntity_Value() {}
+
+func (*Entity_ConsumerGroupConsumer) isEntity_Value() {}
 
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1903,7 +1935,7 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x06Parent\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05field\x18\x03 \x01(\tR\x05field\"\xd8\t\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\"\x85\v\n" +
 	"\x06Entity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -1928,7 +1960,9 @@ const file_concord_admin_v1_config_proto_rawDesc = "" +
 	"\x03key\x18\x18 \x01(\v2\x15.concord.admin.v1.KeyH\x00R\x03key\x123\n" +
 	"\akey_set\x18\x19 \x01(\v2\x18.concord.admin.v1.KeySetH\x00R\x06keySet\x12W\n" +
 	"\x13hmacauth_credential\x18\x1a \x01(\v2$.concord.admin.v1.HMACAuthCredentialH\x00R\x12hmacauthCredential\x12Q\n" +
-	"\x11oauth2_credential\x18\x1b \x01(\v2\".concord.admin.v1.OAuth2CredentialH\x00R\x10oauth2CredentialB\a\n" +
+	"\x11oauth2_credential\x18\x1b \x01(\v2\".concord.admin.v1.OAuth2CredentialH\x00R\x10oauth2Credential\x12H\n" +
+	"\x0econsumer_group\x18\x1c \x01(\v2\x1f.concord.admin.v1.ConsumerGroupH\x00R\rconsumerGroup\x12a\n" +
+	"\x17consumer_group_consumer\x18\x1d \x01(\v2'.concord.admin.v1.ConsumerGroupConsumerH\x00R\x15consumerGroupConsumerB\a\n" +
 	"\x05value\"\xb1\x01\n" +
 	"\n" +
 	"GetRequest\x120\n" +
@@ -2070,49 +2104,51 @@ func file_concord_admin_v1_config_proto_rawDescGZIP() []byte {
 var file_concord_admin_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_concord_admin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_concord_admin_v1_config_proto_goTypes = []any{
-	(Consistency)(0),            // 0: concord.admin.v1.Consistency
-	(Format)(0),                 // 1: concord.admin.v1.Format
-	(TagMatch)(0),               // 2: concord.admin.v1.TagMatch
-	(Verb)(0),                   // 3: concord.admin.v1.Verb
-	(Action)(0),                 // 4: concord.admin.v1.Action
-	(*Target)(nil),              // 5: concord.admin.v1.Target
-	(*Parent)(nil),              // 6: concord.admin.v1.Parent
-	(*Entity)(nil),              // 7: concord.admin.v1.Entity
-	(*GetRequest)(nil),          // 8: concord.admin.v1.GetRequest
-	(*GetResponse)(nil),         // 9: concord.admin.v1.GetResponse
-	(*ListRequest)(nil),         // 10: concord.admin.v1.ListRequest
-	(*ListResponse)(nil),        // 11: concord.admin.v1.ListResponse
-	(*MutateRequest)(nil),       // 12: concord.admin.v1.MutateRequest
-	(*MutateResponse)(nil),      // 13: concord.admin.v1.MutateResponse
-	(*ApplyRequest)(nil),        // 14: concord.admin.v1.ApplyRequest
-	(*Wanted)(nil),              // 15: concord.admin.v1.Wanted
-	(*Removal)(nil),             // 16: concord.admin.v1.Removal
-	(*ApplyResponse)(nil),       // 17: concord.admin.v1.ApplyResponse
-	(*Difference)(nil),          // 18: concord.admin.v1.Difference
-	(*WatchRequest)(nil),        // 19: concord.admin.v1.WatchRequest
-	(*WatchResponse)(nil),       // 20: concord.admin.v1.WatchResponse
-	(*Change)(nil),              // 21: concord.admin.v1.Change
-	(*Refusal)(nil),             // 22: concord.admin.v1.Refusal
-	nil,                         // 23: concord.admin.v1.ListRequest.FilterEntry
-	(*structpb.Struct)(nil),     // 24: google.protobuf.Struct
-	(*Service)(nil),             // 25: concord.admin.v1.Service
-	(*Route)(nil),               // 26: concord.admin.v1.Route
-	(*Consumer)(nil),            // 27: concord.admin.v1.Consumer
-	(*Plugin)(nil),              // 28: concord.admin.v1.Plugin
-	(*JWTSecret)(nil),           // 29: concord.admin.v1.JWTSecret
-	(*KeyAuthCredential)(nil),   // 30: concord.admin.v1.KeyAuthCredential
-	(*BasicAuthCredential)(nil), // 31: concord.admin.v1.BasicAuthCredential
-	(*ACL)(nil),                 // 32: concord.admin.v1.ACL
-	(*Upstream)(nil),            // 33: concord.admin.v1.Upstream
-	(*UpstreamTarget)(nil),      // 34: concord.admin.v1.UpstreamTarget
-	(*Certificate)(nil),         // 35: concord.admin.v1.Certificate
-	(*SNI)(nil),                 // 36: concord.admin.v1.SNI
-	(*CACertificate)(nil),       // 37: concord.admin.v1.CACertificate
-	(*Vault)(nil),               // 38: concord.admin.v1.Vault
-	(*Key)(nil),                 // 39: concord.admin.v1.Key
-	(*KeySet)(nil),              // 40: concord.admin.v1.KeySet
-	(*HMACAuthCredential)(nil),  // 41: concord.admin.v1.HMACAuthCredential
-	(*OAuth2Credential)(nil),    // 42: concord.admin.v1.OAuth2Credential
+	(Consistency)(0),              // 0: concord.admin.v1.Consistency
+	(Format)(0),                   // 1: concord.admin.v1.Format
+	(TagMatch)(0),                 // 2: concord.admin.v1.TagMatch
+	(Verb)(0),                     // 3: concord.admin.v1.Verb
+	(Action)(0),                   // 4: concord.admin.v1.Action
+	(*Target)(nil),                // 5: concord.admin.v1.Target
+	(*Parent)(nil),                // 6: concord.admin.v1.Parent
+	(*Entity)(nil),                // 7: concord.admin.v1.Entity
+	(*GetRequest)(nil),            // 8: concord.admin.v1.GetRequest
+	(*GetResponse)(nil),           // 9: concord.admin.v1.GetResponse
+	(*ListRequest)(nil),           // 10: concord.admin.v1.ListRequest
+	(*ListResponse)(nil),          // 11: concord.admin.v1.ListResponse
+	(*MutateRequest)(nil),         // 12: concord.admin.v1.MutateRequest
+	(*MutateResponse)(nil),        // 13: concord.admin.v1.MutateResponse
+	(*ApplyRequest)(nil),          // 14: concord.admin.v1.ApplyRequest
+	(*Wanted)(nil),                // 15: concord.admin.v1.Wanted
+	(*Removal)(nil),               // 16: concord.admin.v1.Removal
+	(*ApplyResponse)(nil),         // 17: concord.admin.v1.ApplyResponse
+	(*Difference)(nil),            // 18: concord.admin.v1.Difference
+	(*WatchRequest)(nil),          // 19: concord.admin.v1.WatchRequest
+	(*WatchResponse)(nil),         // 20: concord.admin.v1.WatchResponse
+	(*Change)(nil),                // 21: concord.admin.v1.Change
+	(*Refusal)(nil),               // 22: concord.admin.v1.Refusal
+	nil,                           // 23: concord.admin.v1.ListRequest.FilterEntry
+	(*structpb.Struct)(nil),       // 24: google.protobuf.Struct
+	(*Service)(nil),               // 25: concord.admin.v1.Service
+	(*Route)(nil),                 // 26: concord.admin.v1.Route
+	(*Consumer)(nil),              // 27: concord.admin.v1.Consumer
+	(*Plugin)(nil),                // 28: concord.admin.v1.Plugin
+	(*JWTSecret)(nil),             // 29: concord.admin.v1.JWTSecret
+	(*KeyAuthCredential)(nil),     // 30: concord.admin.v1.KeyAuthCredential
+	(*BasicAuthCredential)(nil),   // 31: concord.admin.v1.BasicAuthCredential
+	(*ACL)(nil),                   // 32: concord.admin.v1.ACL
+	(*Upstream)(nil),              // 33: concord.admin.v1.Upstream
+	(*UpstreamTarget)(nil),        // 34: concord.admin.v1.UpstreamTarget
+	(*Certificate)(nil),           // 35: concord.admin.v1.Certificate
+	(*SNI)(nil),                   // 36: concord.admin.v1.SNI
+	(*CACertificate)(nil),         // 37: concord.admin.v1.CACertificate
+	(*Vault)(nil),                 // 38: concord.admin.v1.Vault
+	(*Key)(nil),                   // 39: concord.admin.v1.Key
+	(*KeySet)(nil),                // 40: concord.admin.v1.KeySet
+	(*HMACAuthCredential)(nil),    // 41: concord.admin.v1.HMACAuthCredential
+	(*OAuth2Credential)(nil),      // 42: concord.admin.v1.OAuth2Credential
+	(*ConsumerGroup)(nil),         // 43: concord.admin.v1.ConsumerGroup
+	(*ConsumerGroupConsumer)(nil), // 44: concord.admin.v1.ConsumerGroupConsumer
 }
 var file_concord_admin_v1_config_proto_depIdxs = []int32{
 	6,  // 0: concord.admin.v1.Target.parent:type_name -> concord.admin.v1.Parent
@@ -2135,49 +2171,51 @@ var file_concord_admin_v1_config_proto_depIdxs = []int32{
 	40, // 17: concord.admin.v1.Entity.key_set:type_name -> concord.admin.v1.KeySet
 	41, // 18: concord.admin.v1.Entity.hmacauth_credential:type_name -> concord.admin.v1.HMACAuthCredential
 	42, // 19: concord.admin.v1.Entity.oauth2_credential:type_name -> concord.admin.v1.OAuth2Credential
-	5,  // 20: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
-	0,  // 21: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
-	1,  // 22: concord.admin.v1.GetRequest.format:type_name -> concord.admin.v1.Format
-	7,  // 23: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
-	5,  // 24: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
-	0,  // 25: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
-	2,  // 26: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
-	1,  // 27: concord.admin.v1.ListRequest.format:type_name -> concord.admin.v1.Format
-	23, // 28: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
-	7,  // 29: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
-	3,  // 30: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
-	5,  // 31: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
-	7,  // 32: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
-	1,  // 33: concord.admin.v1.MutateRequest.format:type_name -> concord.admin.v1.Format
-	7,  // 34: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
-	15, // 35: concord.admin.v1.ApplyRequest.wanted:type_name -> concord.admin.v1.Wanted
-	16, // 36: concord.admin.v1.ApplyRequest.removals:type_name -> concord.admin.v1.Removal
-	1,  // 37: concord.admin.v1.ApplyRequest.format:type_name -> concord.admin.v1.Format
-	7,  // 38: concord.admin.v1.Wanted.entity:type_name -> concord.admin.v1.Entity
-	18, // 39: concord.admin.v1.ApplyResponse.differences:type_name -> concord.admin.v1.Difference
-	7,  // 40: concord.admin.v1.ApplyResponse.entities:type_name -> concord.admin.v1.Entity
-	4,  // 41: concord.admin.v1.Difference.action:type_name -> concord.admin.v1.Action
-	24, // 42: concord.admin.v1.Difference.before:type_name -> google.protobuf.Struct
-	24, // 43: concord.admin.v1.Difference.after:type_name -> google.protobuf.Struct
-	1,  // 44: concord.admin.v1.WatchRequest.format:type_name -> concord.admin.v1.Format
-	21, // 45: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
-	7,  // 46: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
-	24, // 47: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
-	8,  // 48: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
-	10, // 49: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
-	12, // 50: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
-	14, // 51: concord.admin.v1.ConfigService.Apply:input_type -> concord.admin.v1.ApplyRequest
-	19, // 52: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
-	9,  // 53: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
-	11, // 54: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
-	13, // 55: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
-	17, // 56: concord.admin.v1.ConfigService.Apply:output_type -> concord.admin.v1.ApplyResponse
-	20, // 57: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
-	53, // [53:58] is the sub-list for method output_type
-	48, // [48:53] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	43, // 20: concord.admin.v1.Entity.consumer_group:type_name -> concord.admin.v1.ConsumerGroup
+	44, // 21: concord.admin.v1.Entity.consumer_group_consumer:type_name -> concord.admin.v1.ConsumerGroupConsumer
+	5,  // 22: concord.admin.v1.GetRequest.target:type_name -> concord.admin.v1.Target
+	0,  // 23: concord.admin.v1.GetRequest.consistency:type_name -> concord.admin.v1.Consistency
+	1,  // 24: concord.admin.v1.GetRequest.format:type_name -> concord.admin.v1.Format
+	7,  // 25: concord.admin.v1.GetResponse.entity:type_name -> concord.admin.v1.Entity
+	5,  // 26: concord.admin.v1.ListRequest.target:type_name -> concord.admin.v1.Target
+	0,  // 27: concord.admin.v1.ListRequest.consistency:type_name -> concord.admin.v1.Consistency
+	2,  // 28: concord.admin.v1.ListRequest.tag_match:type_name -> concord.admin.v1.TagMatch
+	1,  // 29: concord.admin.v1.ListRequest.format:type_name -> concord.admin.v1.Format
+	23, // 30: concord.admin.v1.ListRequest.filter:type_name -> concord.admin.v1.ListRequest.FilterEntry
+	7,  // 31: concord.admin.v1.ListResponse.entities:type_name -> concord.admin.v1.Entity
+	3,  // 32: concord.admin.v1.MutateRequest.verb:type_name -> concord.admin.v1.Verb
+	5,  // 33: concord.admin.v1.MutateRequest.target:type_name -> concord.admin.v1.Target
+	7,  // 34: concord.admin.v1.MutateRequest.entity:type_name -> concord.admin.v1.Entity
+	1,  // 35: concord.admin.v1.MutateRequest.format:type_name -> concord.admin.v1.Format
+	7,  // 36: concord.admin.v1.MutateResponse.entity:type_name -> concord.admin.v1.Entity
+	15, // 37: concord.admin.v1.ApplyRequest.wanted:type_name -> concord.admin.v1.Wanted
+	16, // 38: concord.admin.v1.ApplyRequest.removals:type_name -> concord.admin.v1.Removal
+	1,  // 39: concord.admin.v1.ApplyRequest.format:type_name -> concord.admin.v1.Format
+	7,  // 40: concord.admin.v1.Wanted.entity:type_name -> concord.admin.v1.Entity
+	18, // 41: concord.admin.v1.ApplyResponse.differences:type_name -> concord.admin.v1.Difference
+	7,  // 42: concord.admin.v1.ApplyResponse.entities:type_name -> concord.admin.v1.Entity
+	4,  // 43: concord.admin.v1.Difference.action:type_name -> concord.admin.v1.Action
+	24, // 44: concord.admin.v1.Difference.before:type_name -> google.protobuf.Struct
+	24, // 45: concord.admin.v1.Difference.after:type_name -> google.protobuf.Struct
+	1,  // 46: concord.admin.v1.WatchRequest.format:type_name -> concord.admin.v1.Format
+	21, // 47: concord.admin.v1.WatchResponse.changes:type_name -> concord.admin.v1.Change
+	7,  // 48: concord.admin.v1.Change.entity:type_name -> concord.admin.v1.Entity
+	24, // 49: concord.admin.v1.Refusal.fields:type_name -> google.protobuf.Struct
+	8,  // 50: concord.admin.v1.ConfigService.Get:input_type -> concord.admin.v1.GetRequest
+	10, // 51: concord.admin.v1.ConfigService.List:input_type -> concord.admin.v1.ListRequest
+	12, // 52: concord.admin.v1.ConfigService.Mutate:input_type -> concord.admin.v1.MutateRequest
+	14, // 53: concord.admin.v1.ConfigService.Apply:input_type -> concord.admin.v1.ApplyRequest
+	19, // 54: concord.admin.v1.ConfigService.Watch:input_type -> concord.admin.v1.WatchRequest
+	9,  // 55: concord.admin.v1.ConfigService.Get:output_type -> concord.admin.v1.GetResponse
+	11, // 56: concord.admin.v1.ConfigService.List:output_type -> concord.admin.v1.ListResponse
+	13, // 57: concord.admin.v1.ConfigService.Mutate:output_type -> concord.admin.v1.MutateResponse
+	17, // 58: concord.admin.v1.ConfigService.Apply:output_type -> concord.admin.v1.ApplyResponse
+	20, // 59: concord.admin.v1.ConfigService.Watch:output_type -> concord.admin.v1.WatchResponse
+	55, // [55:60] is the sub-list for method output_type
+	50, // [50:55] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_concord_admin_v1_config_proto_init() }
@@ -2206,6 +2244,8 @@ func file_concord_admin_v1_config_proto_init() {
 		(*Entity_KeySet)(nil),
 		(*Entity_HmacauthCredential)(nil),
 		(*Entity_Oauth2Credential)(nil),
+		(*Entity_ConsumerGroup)(nil),
+		(*Entity_ConsumerGroupConsumer)(nil),
 	}
 	file_concord_admin_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}

@@ -610,6 +610,7 @@ type Plugin struct {
 	Protocols     []string               `protobuf:"bytes,10,rep,name=protocols,proto3" json:"protocols,omitempty"`
 	Enabled       *bool                  `protobuf:"varint,11,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
 	Tags          []string               `protobuf:"bytes,12,rep,name=tags,proto3" json:"tags,omitempty"`
+	ConsumerGroup *Reference             `protobuf:"bytes,13,opt,name=consumer_group,json=consumerGroup,proto3" json:"consumer_group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +725,13 @@ func (x *Plugin) GetEnabled() bool {
 func (x *Plugin) GetTags() []string {
 	if x != nil {
 		return x.Tags
+	}
+	return nil
+}
+
+func (x *Plugin) GetConsumerGroup() *Reference {
+	if x != nil {
+		return x.ConsumerGroup
 	}
 	return nil
 }
@@ -2166,6 +2174,160 @@ func (x *OAuth2Credential) GetClientType() string {
 	return ""
 }
 
+// ConsumerGroup is of the kind "consumer_groups".
+type ConsumerGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            *string                `protobuf:"bytes,1,opt,name=id,proto3,oneof" json:"id,omitempty"`
+	CreatedAt     *int64                 `protobuf:"varint,2,opt,name=created_at,json=createdAt,proto3,oneof" json:"created_at,omitempty"`
+	UpdatedAt     *int64                 `protobuf:"varint,3,opt,name=updated_at,json=updatedAt,proto3,oneof" json:"updated_at,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Tags          []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsumerGroup) Reset() {
+	*x = ConsumerGroup{}
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsumerGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsumerGroup) ProtoMessage() {}
+
+func (x *ConsumerGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsumerGroup.ProtoReflect.Descriptor instead.
+func (*ConsumerGroup) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_entities_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ConsumerGroup) GetId() string {
+	if x != nil && x.Id != nil {
+		return *x.Id
+	}
+	return ""
+}
+
+func (x *ConsumerGroup) GetCreatedAt() int64 {
+	if x != nil && x.CreatedAt != nil {
+		return *x.CreatedAt
+	}
+	return 0
+}
+
+func (x *ConsumerGroup) GetUpdatedAt() int64 {
+	if x != nil && x.UpdatedAt != nil {
+		return *x.UpdatedAt
+	}
+	return 0
+}
+
+func (x *ConsumerGroup) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConsumerGroup) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+// ConsumerGroupConsumer is of the kind "consumer_group_consumers": one consumer in one group.
+type ConsumerGroupConsumer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            *string                `protobuf:"bytes,1,opt,name=id,proto3,oneof" json:"id,omitempty"`
+	CreatedAt     *int64                 `protobuf:"varint,2,opt,name=created_at,json=createdAt,proto3,oneof" json:"created_at,omitempty"`
+	UpdatedAt     *int64                 `protobuf:"varint,3,opt,name=updated_at,json=updatedAt,proto3,oneof" json:"updated_at,omitempty"`
+	ConsumerGroup *Reference             `protobuf:"bytes,4,opt,name=consumer_group,json=consumerGroup,proto3" json:"consumer_group,omitempty"`
+	Consumer      *Reference             `protobuf:"bytes,5,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsumerGroupConsumer) Reset() {
+	*x = ConsumerGroupConsumer{}
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsumerGroupConsumer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsumerGroupConsumer) ProtoMessage() {}
+
+func (x *ConsumerGroupConsumer) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsumerGroupConsumer.ProtoReflect.Descriptor instead.
+func (*ConsumerGroupConsumer) Descriptor() ([]byte, []int) {
+	return file_concord_admin_v1_entities_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ConsumerGroupConsumer) GetId() string {
+	if x != nil && x.Id != nil {
+		return *x.Id
+	}
+	return ""
+}
+
+func (x *ConsumerGroupConsumer) GetCreatedAt() int64 {
+	if x != nil && x.CreatedAt != nil {
+		return *x.CreatedAt
+	}
+	return 0
+}
+
+func (x *ConsumerGroupConsumer) GetUpdatedAt() int64 {
+	if x != nil && x.UpdatedAt != nil {
+		return *x.UpdatedAt
+	}
+	return 0
+}
+
+func (x *ConsumerGroupConsumer) GetConsumerGroup() *Reference {
+	if x != nil {
+		return x.ConsumerGroup
+	}
+	return nil
+}
+
+func (x *ConsumerGroupConsumer) GetConsumer() *Reference {
+	if x != nil {
+		return x.Consumer
+	}
+	return nil
+}
+
 type Route_Source struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            *string                `protobuf:"bytes,1,opt,name=ip,proto3,oneof" json:"ip,omitempty"`
@@ -2176,7 +2338,7 @@ type Route_Source struct {
 
 func (x *Route_Source) Reset() {
 	*x = Route_Source{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[20]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2350,7 @@ func (x *Route_Source) String() string {
 func (*Route_Source) ProtoMessage() {}
 
 func (x *Route_Source) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[20]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2390,7 @@ type Route_Destination struct {
 
 func (x *Route_Destination) Reset() {
 	*x = Route_Destination{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[21]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2402,7 @@ func (x *Route_Destination) String() string {
 func (*Route_Destination) ProtoMessage() {}
 
 func (x *Route_Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[21]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2443,7 @@ type Upstream_Healthchecks struct {
 
 func (x *Upstream_Healthchecks) Reset() {
 	*x = Upstream_Healthchecks{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[23]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2455,7 @@ func (x *Upstream_Healthchecks) String() string {
 func (*Upstream_Healthchecks) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[23]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2514,7 @@ type Upstream_CircuitBreaker struct {
 
 func (x *Upstream_CircuitBreaker) Reset() {
 	*x = Upstream_CircuitBreaker{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[24]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2526,7 @@ func (x *Upstream_CircuitBreaker) String() string {
 func (*Upstream_CircuitBreaker) ProtoMessage() {}
 
 func (x *Upstream_CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[24]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2657,7 @@ type Upstream_Healthchecks_Active struct {
 
 func (x *Upstream_Healthchecks_Active) Reset() {
 	*x = Upstream_Healthchecks_Active{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[25]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2669,7 @@ func (x *Upstream_Healthchecks_Active) String() string {
 func (*Upstream_Healthchecks_Active) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Active) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[25]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2759,7 @@ type Upstream_Healthchecks_Passive struct {
 
 func (x *Upstream_Healthchecks_Passive) Reset() {
 	*x = Upstream_Healthchecks_Passive{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[26]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2771,7 @@ func (x *Upstream_Healthchecks_Passive) String() string {
 func (*Upstream_Healthchecks_Passive) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Passive) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[26]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2819,7 @@ type Upstream_Healthchecks_Active_Healthy struct {
 
 func (x *Upstream_Healthchecks_Active_Healthy) Reset() {
 	*x = Upstream_Healthchecks_Active_Healthy{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[27]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2831,7 @@ func (x *Upstream_Healthchecks_Active_Healthy) String() string {
 func (*Upstream_Healthchecks_Active_Healthy) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Active_Healthy) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[27]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2881,7 @@ type Upstream_Healthchecks_Active_Unhealthy struct {
 
 func (x *Upstream_Healthchecks_Active_Unhealthy) Reset() {
 	*x = Upstream_Healthchecks_Active_Unhealthy{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[28]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2893,7 @@ func (x *Upstream_Healthchecks_Active_Unhealthy) String() string {
 func (*Upstream_Healthchecks_Active_Unhealthy) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Active_Unhealthy) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[28]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2954,7 @@ type Upstream_Healthchecks_Passive_Healthy struct {
 
 func (x *Upstream_Healthchecks_Passive_Healthy) Reset() {
 	*x = Upstream_Healthchecks_Passive_Healthy{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[30]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2966,7 @@ func (x *Upstream_Healthchecks_Passive_Healthy) String() string {
 func (*Upstream_Healthchecks_Passive_Healthy) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Passive_Healthy) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[30]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3008,7 @@ type Upstream_Healthchecks_Passive_Unhealthy struct {
 
 func (x *Upstream_Healthchecks_Passive_Unhealthy) Reset() {
 	*x = Upstream_Healthchecks_Passive_Unhealthy{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[31]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +3020,7 @@ func (x *Upstream_Healthchecks_Passive_Unhealthy) String() string {
 func (*Upstream_Healthchecks_Passive_Unhealthy) ProtoMessage() {}
 
 func (x *Upstream_Healthchecks_Passive_Unhealthy) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[31]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3074,7 @@ type Key_Pem struct {
 
 func (x *Key_Pem) Reset() {
 	*x = Key_Pem{}
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[32]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3086,7 @@ func (x *Key_Pem) String() string {
 func (*Key_Pem) ProtoMessage() {}
 
 func (x *Key_Pem) ProtoReflect() protoreflect.Message {
-	mi := &file_concord_admin_v1_entities_proto_msgTypes[32]
+	mi := &file_concord_admin_v1_entities_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3232,7 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\v_updated_atB\v\n" +
 	"\t_usernameB\f\n" +
 	"\n" +
-	"_custom_id\"\x8b\x04\n" +
+	"_custom_id\"\xcf\x04\n" +
 	"\x06Plugin\x12\x13\n" +
 	"\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -3086,7 +3248,8 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"\tprotocols\x18\n" +
 	" \x03(\tR\tprotocols\x12\x1d\n" +
 	"\aenabled\x18\v \x01(\bH\x04R\aenabled\x88\x01\x01\x12\x12\n" +
-	"\x04tags\x18\f \x03(\tR\x04tagsB\x05\n" +
+	"\x04tags\x18\f \x03(\tR\x04tags\x12B\n" +
+	"\x0econsumer_group\x18\r \x01(\v2\x1b.concord.admin.v1.ReferenceR\rconsumerGroupB\x05\n" +
 	"\x03_idB\x10\n" +
 	"\x0e_instance_nameB\r\n" +
 	"\v_created_atB\r\n" +
@@ -3428,7 +3591,29 @@ const file_concord_admin_v1_entities_proto_rawDesc = "" +
 	"_client_idB\x10\n" +
 	"\x0e_client_secretB\x0e\n" +
 	"\f_hash_secretB\x0e\n" +
-	"\f_client_typeB(Z&concord/proto/concord/admin/v1;adminv1b\x06proto3"
+	"\f_client_type\"\xb9\x01\n" +
+	"\rConsumerGroup\x12\x13\n" +
+	"\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\x03H\x01R\tcreatedAt\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"updated_at\x18\x03 \x01(\x03H\x02R\tupdatedAt\x88\x01\x01\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04tags\x18\x05 \x03(\tR\x04tagsB\x05\n" +
+	"\x03_idB\r\n" +
+	"\v_created_atB\r\n" +
+	"\v_updated_at\"\x96\x02\n" +
+	"\x15ConsumerGroupConsumer\x12\x13\n" +
+	"\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\x03H\x01R\tcreatedAt\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"updated_at\x18\x03 \x01(\x03H\x02R\tupdatedAt\x88\x01\x01\x12B\n" +
+	"\x0econsumer_group\x18\x04 \x01(\v2\x1b.concord.admin.v1.ReferenceR\rconsumerGroup\x127\n" +
+	"\bconsumer\x18\x05 \x01(\v2\x1b.concord.admin.v1.ReferenceR\bconsumerB\x05\n" +
+	"\x03_idB\r\n" +
+	"\v_created_atB\r\n" +
+	"\v_updated_atB(Z&concord/proto/concord/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_concord_admin_v1_entities_proto_rawDescOnce sync.Once
@@ -3442,81 +3627,86 @@ func file_concord_admin_v1_entities_proto_rawDescGZIP() []byte {
 	return file_concord_admin_v1_entities_proto_rawDescData
 }
 
-var file_concord_admin_v1_entities_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_concord_admin_v1_entities_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_concord_admin_v1_entities_proto_goTypes = []any{
-	(*Reference)(nil),                            // 0: concord.admin.v1.Reference
-	(*StringList)(nil),                           // 1: concord.admin.v1.StringList
-	(*Service)(nil),                              // 2: concord.admin.v1.Service
-	(*Route)(nil),                                // 3: concord.admin.v1.Route
-	(*Consumer)(nil),                             // 4: concord.admin.v1.Consumer
-	(*Plugin)(nil),                               // 5: concord.admin.v1.Plugin
-	(*JWTSecret)(nil),                            // 6: concord.admin.v1.JWTSecret
-	(*KeyAuthCredential)(nil),                    // 7: concord.admin.v1.KeyAuthCredential
-	(*BasicAuthCredential)(nil),                  // 8: concord.admin.v1.BasicAuthCredential
-	(*ACL)(nil),                                  // 9: concord.admin.v1.ACL
-	(*Upstream)(nil),                             // 10: concord.admin.v1.Upstream
-	(*UpstreamTarget)(nil),                       // 11: concord.admin.v1.UpstreamTarget
-	(*Certificate)(nil),                          // 12: concord.admin.v1.Certificate
-	(*SNI)(nil),                                  // 13: concord.admin.v1.SNI
-	(*CACertificate)(nil),                        // 14: concord.admin.v1.CACertificate
-	(*Vault)(nil),                                // 15: concord.admin.v1.Vault
-	(*Key)(nil),                                  // 16: concord.admin.v1.Key
-	(*KeySet)(nil),                               // 17: concord.admin.v1.KeySet
-	(*HMACAuthCredential)(nil),                   // 18: concord.admin.v1.HMACAuthCredential
-	(*OAuth2Credential)(nil),                     // 19: concord.admin.v1.OAuth2Credential
-	(*Route_Source)(nil),                         // 20: concord.admin.v1.Route.Source
-	(*Route_Destination)(nil),                    // 21: concord.admin.v1.Route.Destination
-	nil,                                          // 22: concord.admin.v1.Route.HeadersEntry
-	(*Upstream_Healthchecks)(nil),                // 23: concord.admin.v1.Upstream.Healthchecks
-	(*Upstream_CircuitBreaker)(nil),              // 24: concord.admin.v1.Upstream.CircuitBreaker
-	(*Upstream_Healthchecks_Active)(nil),         // 25: concord.admin.v1.Upstream.Healthchecks.Active
-	(*Upstream_Healthchecks_Passive)(nil),        // 26: concord.admin.v1.Upstream.Healthchecks.Passive
-	(*Upstream_Healthchecks_Active_Healthy)(nil), // 27: concord.admin.v1.Upstream.Healthchecks.Active.Healthy
-	(*Upstream_Healthchecks_Active_Unhealthy)(nil), // 28: concord.admin.v1.Upstream.Healthchecks.Active.Unhealthy
-	nil, // 29: concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry
-	(*Upstream_Healthchecks_Passive_Healthy)(nil),   // 30: concord.admin.v1.Upstream.Healthchecks.Passive.Healthy
-	(*Upstream_Healthchecks_Passive_Unhealthy)(nil), // 31: concord.admin.v1.Upstream.Healthchecks.Passive.Unhealthy
-	(*Key_Pem)(nil),         // 32: concord.admin.v1.Key.Pem
-	(*structpb.Struct)(nil), // 33: google.protobuf.Struct
+	(*Reference)(nil),                              // 0: concord.admin.v1.Reference
+	(*StringList)(nil),                             // 1: concord.admin.v1.StringList
+	(*Service)(nil),                                // 2: concord.admin.v1.Service
+	(*Route)(nil),                                  // 3: concord.admin.v1.Route
+	(*Consumer)(nil),                               // 4: concord.admin.v1.Consumer
+	(*Plugin)(nil),                                 // 5: concord.admin.v1.Plugin
+	(*JWTSecret)(nil),                              // 6: concord.admin.v1.JWTSecret
+	(*KeyAuthCredential)(nil),                      // 7: concord.admin.v1.KeyAuthCredential
+	(*BasicAuthCredential)(nil),                    // 8: concord.admin.v1.BasicAuthCredential
+	(*ACL)(nil),                                    // 9: concord.admin.v1.ACL
+	(*Upstream)(nil),                               // 10: concord.admin.v1.Upstream
+	(*UpstreamTarget)(nil),                         // 11: concord.admin.v1.UpstreamTarget
+	(*Certificate)(nil),                            // 12: concord.admin.v1.Certificate
+	(*SNI)(nil),                                    // 13: concord.admin.v1.SNI
+	(*CACertificate)(nil),                          // 14: concord.admin.v1.CACertificate
+	(*Vault)(nil),                                  // 15: concord.admin.v1.Vault
+	(*Key)(nil),                                    // 16: concord.admin.v1.Key
+	(*KeySet)(nil),                                 // 17: concord.admin.v1.KeySet
+	(*HMACAuthCredential)(nil),                     // 18: concord.admin.v1.HMACAuthCredential
+	(*OAuth2Credential)(nil),                       // 19: concord.admin.v1.OAuth2Credential
+	(*ConsumerGroup)(nil),                          // 20: concord.admin.v1.ConsumerGroup
+	(*ConsumerGroupConsumer)(nil),                  // 21: concord.admin.v1.ConsumerGroupConsumer
+	(*Route_Source)(nil),                           // 22: concord.admin.v1.Route.Source
+	(*Route_Destination)(nil),                      // 23: concord.admin.v1.Route.Destination
+	nil,                                            // 24: concord.admin.v1.Route.HeadersEntry
+	(*Upstream_Healthchecks)(nil),                  // 25: concord.admin.v1.Upstream.Healthchecks
+	(*Upstream_CircuitBreaker)(nil),                // 26: concord.admin.v1.Upstream.CircuitBreaker
+	(*Upstream_Healthchecks_Active)(nil),           // 27: concord.admin.v1.Upstream.Healthchecks.Active
+	(*Upstream_Healthchecks_Passive)(nil),          // 28: concord.admin.v1.Upstream.Healthchecks.Passive
+	(*Upstream_Healthchecks_Active_Healthy)(nil),   // 29: concord.admin.v1.Upstream.Healthchecks.Active.Healthy
+	(*Upstream_Healthchecks_Active_Unhealthy)(nil), // 30: concord.admin.v1.Upstream.Healthchecks.Active.Unhealthy
+	nil, // 31: concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry
+	(*Upstream_Healthchecks_Passive_Healthy)(nil),   // 32: concord.admin.v1.Upstream.Healthchecks.Passive.Healthy
+	(*Upstream_Healthchecks_Passive_Unhealthy)(nil), // 33: concord.admin.v1.Upstream.Healthchecks.Passive.Unhealthy
+	(*Key_Pem)(nil),         // 34: concord.admin.v1.Key.Pem
+	(*structpb.Struct)(nil), // 35: google.protobuf.Struct
 }
 var file_concord_admin_v1_entities_proto_depIdxs = []int32{
 	0,  // 0: concord.admin.v1.Service.client_certificate:type_name -> concord.admin.v1.Reference
 	0,  // 1: concord.admin.v1.Route.service:type_name -> concord.admin.v1.Reference
-	20, // 2: concord.admin.v1.Route.sources:type_name -> concord.admin.v1.Route.Source
-	21, // 3: concord.admin.v1.Route.destinations:type_name -> concord.admin.v1.Route.Destination
-	22, // 4: concord.admin.v1.Route.headers:type_name -> concord.admin.v1.Route.HeadersEntry
+	22, // 2: concord.admin.v1.Route.sources:type_name -> concord.admin.v1.Route.Source
+	23, // 3: concord.admin.v1.Route.destinations:type_name -> concord.admin.v1.Route.Destination
+	24, // 4: concord.admin.v1.Route.headers:type_name -> concord.admin.v1.Route.HeadersEntry
 	0,  // 5: concord.admin.v1.Plugin.route:type_name -> concord.admin.v1.Reference
 	0,  // 6: concord.admin.v1.Plugin.service:type_name -> concord.admin.v1.Reference
 	0,  // 7: concord.admin.v1.Plugin.consumer:type_name -> concord.admin.v1.Reference
-	33, // 8: concord.admin.v1.Plugin.config:type_name -> google.protobuf.Struct
-	0,  // 9: concord.admin.v1.JWTSecret.consumer:type_name -> concord.admin.v1.Reference
-	0,  // 10: concord.admin.v1.KeyAuthCredential.consumer:type_name -> concord.admin.v1.Reference
-	0,  // 11: concord.admin.v1.BasicAuthCredential.consumer:type_name -> concord.admin.v1.Reference
-	0,  // 12: concord.admin.v1.ACL.consumer:type_name -> concord.admin.v1.Reference
-	23, // 13: concord.admin.v1.Upstream.healthchecks:type_name -> concord.admin.v1.Upstream.Healthchecks
-	0,  // 14: concord.admin.v1.Upstream.client_certificate:type_name -> concord.admin.v1.Reference
-	24, // 15: concord.admin.v1.Upstream.circuit_breaker:type_name -> concord.admin.v1.Upstream.CircuitBreaker
-	0,  // 16: concord.admin.v1.UpstreamTarget.upstream:type_name -> concord.admin.v1.Reference
-	0,  // 17: concord.admin.v1.SNI.certificate:type_name -> concord.admin.v1.Reference
-	33, // 18: concord.admin.v1.Vault.config:type_name -> google.protobuf.Struct
-	0,  // 19: concord.admin.v1.Key.set:type_name -> concord.admin.v1.Reference
-	32, // 20: concord.admin.v1.Key.pem:type_name -> concord.admin.v1.Key.Pem
-	0,  // 21: concord.admin.v1.HMACAuthCredential.consumer:type_name -> concord.admin.v1.Reference
-	0,  // 22: concord.admin.v1.OAuth2Credential.consumer:type_name -> concord.admin.v1.Reference
-	1,  // 23: concord.admin.v1.Route.HeadersEntry.value:type_name -> concord.admin.v1.StringList
-	25, // 24: concord.admin.v1.Upstream.Healthchecks.active:type_name -> concord.admin.v1.Upstream.Healthchecks.Active
-	26, // 25: concord.admin.v1.Upstream.Healthchecks.passive:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive
-	29, // 26: concord.admin.v1.Upstream.Healthchecks.Active.headers:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry
-	27, // 27: concord.admin.v1.Upstream.Healthchecks.Active.healthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.Healthy
-	28, // 28: concord.admin.v1.Upstream.Healthchecks.Active.unhealthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.Unhealthy
-	30, // 29: concord.admin.v1.Upstream.Healthchecks.Passive.healthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive.Healthy
-	31, // 30: concord.admin.v1.Upstream.Healthchecks.Passive.unhealthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive.Unhealthy
-	1,  // 31: concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry.value:type_name -> concord.admin.v1.StringList
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	35, // 8: concord.admin.v1.Plugin.config:type_name -> google.protobuf.Struct
+	0,  // 9: concord.admin.v1.Plugin.consumer_group:type_name -> concord.admin.v1.Reference
+	0,  // 10: concord.admin.v1.JWTSecret.consumer:type_name -> concord.admin.v1.Reference
+	0,  // 11: concord.admin.v1.KeyAuthCredential.consumer:type_name -> concord.admin.v1.Reference
+	0,  // 12: concord.admin.v1.BasicAuthCredential.consumer:type_name -> concord.admin.v1.Reference
+	0,  // 13: concord.admin.v1.ACL.consumer:type_name -> concord.admin.v1.Reference
+	25, // 14: concord.admin.v1.Upstream.healthchecks:type_name -> concord.admin.v1.Upstream.Healthchecks
+	0,  // 15: concord.admin.v1.Upstream.client_certificate:type_name -> concord.admin.v1.Reference
+	26, // 16: concord.admin.v1.Upstream.circuit_breaker:type_name -> concord.admin.v1.Upstream.CircuitBreaker
+	0,  // 17: concord.admin.v1.UpstreamTarget.upstream:type_name -> concord.admin.v1.Reference
+	0,  // 18: concord.admin.v1.SNI.certificate:type_name -> concord.admin.v1.Reference
+	35, // 19: concord.admin.v1.Vault.config:type_name -> google.protobuf.Struct
+	0,  // 20: concord.admin.v1.Key.set:type_name -> concord.admin.v1.Reference
+	34, // 21: concord.admin.v1.Key.pem:type_name -> concord.admin.v1.Key.Pem
+	0,  // 22: concord.admin.v1.HMACAuthCredential.consumer:type_name -> concord.admin.v1.Reference
+	0,  // 23: concord.admin.v1.OAuth2Credential.consumer:type_name -> concord.admin.v1.Reference
+	0,  // 24: concord.admin.v1.ConsumerGroupConsumer.consumer_group:type_name -> concord.admin.v1.Reference
+	0,  // 25: concord.admin.v1.ConsumerGroupConsumer.consumer:type_name -> concord.admin.v1.Reference
+	1,  // 26: concord.admin.v1.Route.HeadersEntry.value:type_name -> concord.admin.v1.StringList
+	27, // 27: concord.admin.v1.Upstream.Healthchecks.active:type_name -> concord.admin.v1.Upstream.Healthchecks.Active
+	28, // 28: concord.admin.v1.Upstream.Healthchecks.passive:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive
+	31, // 29: concord.admin.v1.Upstream.Healthchecks.Active.headers:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry
+	29, // 30: concord.admin.v1.Upstream.Healthchecks.Active.healthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.Healthy
+	30, // 31: concord.admin.v1.Upstream.Healthchecks.Active.unhealthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Active.Unhealthy
+	32, // 32: concord.admin.v1.Upstream.Healthchecks.Passive.healthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive.Healthy
+	33, // 33: concord.admin.v1.Upstream.Healthchecks.Passive.unhealthy:type_name -> concord.admin.v1.Upstream.Healthchecks.Passive.Unhealthy
+	1,  // 34: concord.admin.v1.Upstream.Healthchecks.Active.HeadersEntry.value:type_name -> concord.admin.v1.StringList
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_concord_admin_v1_entities_proto_init() }
@@ -3544,22 +3734,24 @@ func file_concord_admin_v1_entities_proto_init() {
 	file_concord_admin_v1_entities_proto_msgTypes[19].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[20].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[21].OneofWrappers = []any{}
+	file_concord_admin_v1_entities_proto_msgTypes[22].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[23].OneofWrappers = []any{}
-	file_concord_admin_v1_entities_proto_msgTypes[24].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[25].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[26].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[27].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[28].OneofWrappers = []any{}
+	file_concord_admin_v1_entities_proto_msgTypes[29].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[30].OneofWrappers = []any{}
-	file_concord_admin_v1_entities_proto_msgTypes[31].OneofWrappers = []any{}
 	file_concord_admin_v1_entities_proto_msgTypes[32].OneofWrappers = []any{}
+	file_concord_admin_v1_entities_proto_msgTypes[33].OneofWrappers = []any{}
+	file_concord_admin_v1_entities_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_admin_v1_entities_proto_rawDesc), len(file_concord_admin_v1_entities_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

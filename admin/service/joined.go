@@ -1,0 +1,71 @@
+package service
+
+import (
+	"context"
+	"slices"
+
+	"concord/fsm/state"
+)
+
+// Joined lists what the rows of a join (entity.Def.Joins) under t.Parent lead to: the consumers of a group, the groups of a consumer. They
+// come in the order of the join's rows.
+func (s *Service) Joined(ctx context.Context, t Target, o ListOptions) (Page, error) {
+	table, ok := s.tables[t.Entity]
+	if !ok {
+		return Page{}, notFound()
+	}
+	q, err := parseQuery(o)
+	if err != nil {
+		return Page{}, err
+	}
+	l, err := s.reader(ctx)
+	if err == nil {
+		err = l.grant.reads(table.Def())
+	}
+	if err != nil {
+		return Page{}, err
+	}
+	field, to := l.other(table, t)
+	if err := l.grant.reads(to.Def()); err != nil {
+		return Page{}, err
+	}
+	p, err := l.place(t, "")
+	if err == nil {
+		err = l.enters(t, p)
+	}
+	if err != nil {
+		return Page{}, l.grant.tell(err)
+	}
+	page := Page{Index: l.view.Index()}
+	var last state.ID
+	for row := range table.Scan(l.view, t.Parent.Field, p.parent.ID.String(), q.after) {
+		id, err := state.ParseID(foreignID(row, field))
+		if err != nil {
+			return Page{}, err
+		}
+		target, ok := to.Get(l.view, id)
+		if !ok || !l.sees(to, target) || !q.tagged(tagsOf(target)) {
+			continue
+		}
+		if len(page.Rows) == q.size {
+			page.Offset = offsetToken(last)
+			break
+		}
+		text, refusal := l.show(to, target)
+		if refusal != nil {
+			return Page{}, refusal
+		}
+		page.Rows, page.Tags = append(page.Rows, text), append(page.Tags, l.tag(to, target))
+		last = row.ID
+	}
+	return page, nil
+}
+
+// tagged tells whether something with these tags is wanted.
+func (q query) tagged(have []string) bool {
+	has := func(t string) bool { return slices.Contains(have, t) }
+	if q.anyTag {
+		return slices.ContainsFunc(q.tags, has)
+	}
+	return !slices.ContainsFunc(q.tags, func(t string) bool { return !has(t) })
+}
