@@ -118,7 +118,7 @@ func TestSchemaOfScopes(t *testing.T) {
 	}{
 		{0, "protocols config"},
 		{plugin.ScopeAll, "protocols config"},
-		{plugin.ScopeRoute | plugin.ScopeService, "consumer protocols config"},
+		{plugin.ScopeRoute | plugin.ScopeService, "consumer consumer_group protocols config"},
 		{plugin.ScopeConsumer, "route service protocols config"},
 	} {
 		s := plugin.SchemaOf(plugin.Plugin{Info: plugin.Info{Name: "x", Scopes: c.scopes}})
