@@ -60,7 +60,7 @@ func (m *monitor) gateway(p *prometheus.Page) {
 		p.Add(float64(s.n), "node_id", id, "subsystem", "http", "state", s.state)
 	}
 	if len(m.sockets.Load().stream.Addrs()) > 0 {
-		accepted, active := m.sockets.Load().stream.Counters()
+		accepted, active := m.streamStats.Counters()
 		for _, s := range []struct {
 			state string
 			n     uint64
@@ -136,6 +136,9 @@ func (m *monitor) dataplane(p *prometheus.Page) {
 	p.One("concord_plugin_errors_total", prometheus.Counter, "Failures of plugins, each answered with 500.", float64(s.PluginErrors.Load()))
 	p.One("concord_overloads_total", prometheus.Counter, "Requests refused with 503 because max_requests_in_flight others were running.", float64(s.Overloads.Load()))
 	p.One("concord_loops_total", prometheus.Counter, "Requests refused with 508 because they came through this gateway again and again.", float64(s.Loops.Load()))
+	connections, datagrams := m.streamStats.Refused()
+	p.One("concord_stream_refused_connections_total", prometheus.Counter, "Connections of streams closed because stream_max_connections others were open.", float64(connections))
+	p.One("concord_stream_refused_datagrams_total", prometheus.Counter, "Datagrams dropped because stream_max_udp_clients other clients were remembered.", float64(datagrams))
 	p.One("concord_upstream_endpoints", prometheus.Gauge, "Places that requests were sent to lately.", float64(u.Endpoints))
 	p.One("concord_upstream_idle_connections", prometheus.Gauge, "HTTP/1.1 connections to upstreams kept for the next request.", float64(u.Idle))
 	p.One("concord_upstream_http2_connections", prometheus.Gauge, "HTTP/2 connections to upstreams.", float64(u.HTTP2))

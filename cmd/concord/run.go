@@ -80,6 +80,7 @@ type node struct {
 	pending                 []func()       // listeners that do not accept yet
 	accepting               bool
 	streamServers           []*stream.Server // that of now, and those from before reloads
+	streamStats             stream.Stats     // of all of them
 
 	draining atomic.Bool
 	retired  atomic.Bool // a new process is the node: successor
@@ -330,7 +331,7 @@ func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.
 	if old := n.sockets.Load(); old != nil {
 		present = old.quic
 	}
-	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, n.tuneTLS, hostname, inherited, n.log)
+	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, n.tuneTLS, &n.streamStats, hostname, inherited, n.log)
 	if err == nil {
 		n.sockets.Store(open)
 		if len(s.StreamListen) > 0 {

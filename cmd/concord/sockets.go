@@ -140,8 +140,8 @@ type servers struct {
 type choose func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 // openSockets opens all listeners, or none; it takes those that are inherited, and those of HTTP/3 that present has. tune has the last word on
-// handshakes of clients.
-func openSockets(s *settings.Settings, present quicListeners, to servers, certificate choose, tune func(*tls.Config, *settings.Settings), hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
+// handshakes of clients; streams is where sessions are counted.
+func openSockets(s *settings.Settings, present quicListeners, to servers, certificate choose, tune func(*tls.Config, *settings.Settings), streams *stream.Stats, hostname string, inherited func(setting string) *listen.Inherited, log *slog.Logger) (*sockets, error) {
 	proxyCert, err := ownCertificate(s.SSLCert, s.SSLCertKey, s.Path("ssl"), hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ssl_cert: %w", err)
@@ -181,7 +181,10 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 			return nil, cannotOpen(g.key, err)
 		}
 	}
-	if out.stream, err = stream.Open(context.Background(), stream.Options{Specs: s.StreamListen, TLS: streamTLS, Inherited: inherited("stream_listen"), Log: log}); err != nil {
+	if out.stream, err = stream.Open(context.Background(), stream.Options{
+		Specs: s.StreamListen, TLS: streamTLS, Inherited: inherited("stream_listen"), Log: log,
+		MaxSessions: s.StreamMaxConns, MaxClients: s.StreamMaxClients, Stats: streams,
+	}); err != nil {
 		out.close()
 		return nil, cannotOpen("stream_listen", err)
 	}

@@ -31,6 +31,7 @@ type Options struct {
 	// MaxSessions bounds the connections (default 16,384, as nginx's worker_connections in Kong), MaxClients the UDP clients that are
 	// remembered at a time (default 8,192). One more is turned away.
 	MaxSessions, MaxClients int
+	Stats                   *Stats // shared by Servers that count together, for limits too; nil: counts of this one alone
 	// HelloTimeout is how long a client may take for a PROXY header and a TLS ClientHello, default 30 s (nginx's preread_timeout),
 	// HandshakeTimeout how long for the TLS handshake, default 15 s.
 	HelloTimeout, HandshakeTimeout time.Duration
@@ -59,6 +60,22 @@ type Gateway struct {
 	TrustedIPs []netip.Prefix
 }
 
+// Stats are what Servers count.
+type Stats struct {
+	sessions, clients                         atomic.Int64  // open now: connections, UDP clients
+	accepted, refusedSessions, refusedClients atomic.Uint64 // since the start
+}
+
+// Counters are the sessions so far and those that are open, of TCP and UDP together.
+func (s *Stats) Counters() (accepted, active uint64) {
+	return s.accepted.Load(), uint64(s.sessions.Load() + s.clients.Load())
+}
+
+// Refused are the connections, and the datagrams of clients that have no session, that were turned away because of the limits.
+func (s *Stats) Refused() (connections, datagrams uint64) {
+	return s.refusedSessions.Load(), s.refusedClients.Load()
+}
+
 // Server is a set of open listeners and the sessions that came in through them.
 type Server struct {
 	o         Options
@@ -68,9 +85,7 @@ type Server struct {
 	accepting sync.WaitGroup
 	sessions  sync.WaitGroup
 	serial    atomic.Uint64
-	active    atomic.Int64 // connections
-	clients   atomic.Int64 // of UDP
-	accepted  atomic.Uint64
+	stats     *Stats
 	lastFull  atomic.Int64 // Unix seconds of the last complaint
 	stopping  atomic.Bool
 
@@ -101,7 +116,10 @@ func Open(ctx context.Context, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	s := &Server{o: o, open: map[*session]struct{}{}}
+	s := &Server{o: o, stats: o.Stats, open: map[*session]struct{}{}}
+	if s.stats == nil {
+		s.stats = &Stats{}
+	}
 	for _, spec := range o.Specs {
 		var err error
 		if spec.UDP {
@@ -132,11 +150,6 @@ func (s *Server) Addrs() (list []net.Addr) {
 		list = append(list, l.conn.LocalAddr())
 	}
 	return list
-}
-
-// Counters are the sessions so far and those that are open, of TCP and UDP together.
-func (s *Server) Counters() (accepted, active uint64) {
-	return s.accepted.Load(), uint64(s.active.Load() + s.clients.Load())
 }
 
 // Serve accepts until Shutdown. It returns nil then, and earlier the error of a listener that broke.
@@ -180,24 +193,25 @@ func (s *Server) accept(l tcpListener) error {
 			}
 			return err
 		}
-		if s.active.Add(1) > int64(s.o.MaxSessions) {
-			s.active.Add(-1)
+		if s.stats.sessions.Add(1) > int64(s.o.MaxSessions) {
+			s.stats.sessions.Add(-1)
 			_ = nc.Close()
-			s.complain(s.o.MaxSessions)
+			s.stats.refusedSessions.Add(1)
+			s.complain("stream_max_connections", s.o.MaxSessions)
 			continue
 		}
-		s.accepted.Add(1)
+		s.stats.accepted.Add(1)
 		ss := s.newSession(addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()))
 		ss.client, ss.spec = nc, l.spec
 		l.spec.Tune(nc)
 		if !s.begin(ss) {
 			_ = nc.Close()
-			s.active.Add(-1)
+			s.stats.sessions.Add(-1)
 			return nil
 		}
 		go func() {
 			defer s.sessions.Done()
-			defer s.active.Add(-1)
+			defer s.stats.sessions.Add(-1)
 			ss.serve()
 		}()
 	}
@@ -214,10 +228,10 @@ func transient(err error) bool {
 }
 
 // complain logs at most once a second: whoever fills the sessions shall not fill the disk.
-func (s *Server) complain(limit int) {
+func (s *Server) complain(setting string, limit int) {
 	now := time.Now().Unix()
 	if last := s.lastFull.Load(); last != now && s.lastFull.CompareAndSwap(last, now) {
-		s.o.Log.Error("stream session refused: the limit is reached", "limit", limit)
+		s.o.Log.Error("stream session refused: the limit is reached", "setting", setting, "limit", limit)
 	}
 }
 

@@ -488,7 +488,8 @@ func TestUDP(t *testing.T) {
 	}()
 	s := service("s", "udp", server.LocalAddr().String())
 	s.ReadTimeout = 300
-	g := start(t, "0.0.0.0:0 udp", func(o *stream.Options) { o.MaxClients = 2 }, s, route("r", "s", "udp", anywhere))
+	var stats stream.Stats
+	g := start(t, "0.0.0.0:0 udp", func(o *stream.Options) { o.MaxClients, o.Stats = 2, &stats }, s, route("r", "s", "udp", anywhere))
 	port := netip.MustParseAddrPort(g.addrs[0]).Port()
 	client := func(host string) *net.UDPConn {
 		c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(host), port).String())
@@ -514,6 +515,9 @@ func TestUDP(t *testing.T) {
 	_ = three.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if n, err := three.Read(make([]byte, 10)); err == nil {
 		t.Errorf("the third client got %d bytes", n)
+	}
+	if connections, datagrams := stats.Refused(); connections != 0 || datagrams != 1 {
+		t.Errorf("%d connections and %d datagrams refused", connections, datagrams)
 	}
 	g.log.waitFor(t, `"protocol":"udp"`, `"status":200`, `"bytes_received":15`, `"bytes_sent":27`)
 	if got := say(t, three, "again"); got != "re: again" {
@@ -586,7 +590,8 @@ func TestUDPLoop(t *testing.T) {
 	for _, listener := range []string{"127.0.0.1:0 udp", "0.0.0.0:0 udp"} {
 		s := fixture.Service("s", "127.0.0.1", 1)
 		s.Protocol = "udp"
-		g := start(t, listener, nil, s, route("r", "s", "udp", anywhere))
+		var stats stream.Stats
+		g := start(t, listener, func(o *stream.Options) { o.Stats = &stats }, s, route("r", "s", "udp", anywhere))
 		at := netip.MustParseAddrPort(g.addrs[0])
 		s.Port = int(at.Port())
 		g.db.Put(s)
@@ -602,7 +607,7 @@ func TestUDPLoop(t *testing.T) {
 				t.Fatalf("no refusal: %s", &g.log)
 			}
 		}
-		if n, _ := g.Counters(); n > 50 {
+		if n, _ := stats.Counters(); n > 50 {
 			t.Errorf("%d sessions", n)
 		}
 	}
@@ -641,9 +646,12 @@ func TestLimits(t *testing.T) {
 		g.log.waitFor(t, `"status":400`)
 	})
 	t.Run("connections", func(t *testing.T) {
-		g := start(t, "127.0.0.1:0", func(o *stream.Options) { o.MaxSessions = 2 }, s, r)
+		// Two servers, as after a reload, share the limit.
+		var stats stream.Stats
+		limited := func(o *stream.Options) { o.MaxSessions, o.Stats = 2, &stats }
+		g, before := start(t, "127.0.0.1:0", limited, s, r), start(t, "127.0.0.1:0", limited, s, r)
 		first := dial(t, g.addrs[0])
-		second := dial(t, g.addrs[0])
+		second := dial(t, before.addrs[0])
 		for _, c := range []net.Conn{first, second} {
 			_, _ = c.Write([]byte("x"))
 			if _, err := c.Read(make([]byte, 1)); err != nil {
@@ -651,6 +659,11 @@ func TestLimits(t *testing.T) {
 			}
 		}
 		refused(t, dial(t, g.addrs[0]))
+		refused(t, dial(t, before.addrs[0]))
+		accepted, active := stats.Counters()
+		if connections, datagrams := stats.Refused(); accepted != 2 || active != 2 || connections != 2 || datagrams != 0 {
+			t.Errorf("%d accepted, %d active, %d connections and %d datagrams refused", accepted, active, connections, datagrams)
+		}
 		_ = first.Close()
 		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 			c := dial(t, g.addrs[0])

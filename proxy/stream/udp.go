@@ -181,16 +181,17 @@ func (l *udpListener) add(key udpKey, from, local netip.AddrPort, control []byte
 	if !routed {
 		return nil // anybody can send datagrams in any name: they shall not fill the log
 	}
-	if s.clients.Add(1) > int64(s.o.MaxClients) {
-		s.clients.Add(-1)
-		s.complain(s.o.MaxClients)
+	if s.stats.clients.Add(1) > int64(s.o.MaxClients) {
+		s.stats.clients.Add(-1)
+		s.stats.refusedClients.Add(1)
+		s.complain("stream_max_udp_clients", s.o.MaxClients)
 		return nil
 	}
 	if !s.begin(ss) {
-		s.clients.Add(-1)
+		s.stats.clients.Add(-1)
 		return nil
 	}
-	s.accepted.Add(1)
+	s.stats.accepted.Add(1)
 	c := &udpClient{session: ss, l: l, key: key, to: from, control: control}
 	c.write = func(fd uintptr) bool { // once: what the socket does not take is lost, as on the way
 		_, _ = syscall.Write(int(fd), c.out)
@@ -233,7 +234,7 @@ func (c *udpClient) touch() { c.last.Store(time.Now().UnixMilli()) }
 // serve is the life of a session.
 func (c *udpClient) serve() {
 	defer c.s.sessions.Done()
-	defer c.s.clients.Add(-1)
+	defer c.s.stats.clients.Add(-1)
 	err := c.proxy()
 	c.l.mu.Lock()
 	delete(c.l.clients, c.key)

@@ -240,3 +240,83 @@ func converse(t *testing.T, c interface {
 	}
 	return string(b)
 }
+
+// TestStreamReload: whom a PROXY header is believed from, and how many connections there may be, changes with a reload, while a
+// connection from before goes on and counts.
+func TestStreamReload(t *testing.T) {
+	t.Parallel()
+	n := harness.NewNode(t, "streams")
+	file := filepath.Join(t.TempDir(), "concord.conf")
+	port := harness.FreePort(t)
+	at := fmt.Sprintf("127.0.0.1:%d", port)
+	conf := func(lines ...string) {
+		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen := "stream_listen = " + at + " proxy_protocol"
+	conf(listen)
+	if out, err := verb(t, n, "start", "-c", file); err != nil {
+		t.Fatalf("start: %v %s", err, out)
+	}
+	nodePid(t, n)
+	up := streamBackend(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	expect(t, "service", n.JSON("POST", "/services", `{"name":"echo","protocol":"tcp","host":"127.0.0.1","port":`+fmt.Sprint(up.Addr().(*net.TCPAddr).Port)+`}`), 201)
+	last := expect(t, "route", n.JSON("POST", "/services/echo/routes", `{"protocols":["tcp"],"sources":[{"ip":"192.0.2.7"}]}`), 201)
+	n.Get("/", "X-Min-Config-Index", last.Index())
+	const announced = "PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n"
+	answers := func() (net.Conn, bool) {
+		t.Helper()
+		c := dialStream(t, at)
+		buf := make([]byte, 5)
+		if _, err := io.WriteString(c, announced+"hello"); err != nil {
+			return c, false
+		}
+		_, err := io.ReadFull(c, buf)
+		return c, err == nil && string(buf) == "hello"
+	}
+	refused := func() string {
+		t.Helper()
+		a, err := harness.Do("GET", "http://"+n.Status+"/metrics", "", "")
+		if err != nil || a.Status != 200 {
+			t.Fatal(a.Status, err)
+		}
+		for line := range strings.Lines(a.Body) {
+			if v, ok := strings.CutPrefix(line, "concord_stream_refused_connections_total "); ok {
+				return strings.TrimSpace(v)
+			}
+		}
+		return ""
+	}
+	if _, ok := answers(); ok {
+		t.Error("a PROXY header of somebody untrusted was believed")
+	}
+	reload := func(want string) {
+		t.Helper()
+		if out, err := verb(t, n, "reload", "-c", file); err != nil || !strings.Contains(out, want) {
+			t.Fatalf("reload: %v %s", err, out)
+		}
+	}
+	conf(listen, "trusted_ips = 127.0.0.0/8")
+	reload("trusted_ips: changed")
+	c, ok := answers()
+	if !ok {
+		t.Fatal("trusted_ips has not changed")
+	}
+	conf(listen, "trusted_ips = 127.0.0.0/8", "stream_max_connections = 1")
+	reload("stream_max_connections: changed")
+	if _, ok := answers(); ok || refused() != "1" {
+		t.Errorf("the connection from before the reload does not count: %s refused", refused())
+	}
+	if got := converse(t, c.(*net.TCPConn), "still here"); got != "still here" {
+		t.Errorf("the connection from before the reload said %q", got)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, ok := answers(); ok {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("no room after the connection has ended")
+		}
+	}
+}

@@ -179,6 +179,10 @@ func groups() []group {
 				Doc: "Connections of clients at once, over all proxy listeners; one more is closed at once. `auto` is the default."},
 			{Name: "max_requests_in_flight", Default: "0", Form: "number", Live: true, set: integer(0, math.MaxInt32, func(s *Settings) *int { return &s.MaxInFlight }),
 				Doc: "Requests that may run at once; one more is answered 503 and counted. 0 for no limit. A WebSocket counts as long as it is open."},
+			{Name: "stream_max_connections", Default: "16384", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.StreamMaxConns }),
+				Doc: "Connections of clients at once over all listeners of `stream_listen`; one more is closed at once and counted. Those that are open when the limit falls stay."},
+			{Name: "stream_max_udp_clients", Default: "8192", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.StreamMaxClients }),
+				Doc: "UDP clients that `stream_listen` remembers at once, each with a socket of its own to the upstream; datagrams of one more are dropped and counted."},
 		}},
 	}
 }

@@ -82,6 +82,8 @@ type Settings struct {
 	KeepaliveRequests   int
 	MaxConns            int // of clients
 	MaxInFlight         int // requests; 0: no limit
+	StreamMaxConns      int
+	StreamMaxClients    int // of UDP
 
 	DNS          dns.Policy // TTLs of 0 as they are written: none
 	DNSServers   []string   // host:port
