@@ -96,13 +96,14 @@ func TestUpstreamSpeaksOutOfTurn(t *testing.T) {
 		}
 	})
 	t.Run("S22 later", func(t *testing.T) {
-		evil := make(chan struct{})
+		evil, sent := make(chan struct{}), make(chan struct{}, 9)
 		rec := newRecorder(t, func(c net.Conn, _ *http.Request, n int) bool {
 			fmt.Fprint(c, ok+"good")
 			if n == 0 {
 				go func() {
 					<-evil
 					fmt.Fprint(c, ok+"evil")
+					sent <- struct{}{}
 				}()
 			}
 			return true
@@ -121,6 +122,7 @@ func TestUpstreamSpeaksOutOfTurn(t *testing.T) {
 			}
 			if i == 0 {
 				close(evil)
+				<-sent
 				time.Sleep(50 * time.Millisecond) // let it arrive
 			}
 		}

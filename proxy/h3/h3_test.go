@@ -548,8 +548,8 @@ func TestTakenBack(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 		x.Response.Status = http.StatusNoContent
-	}, func(o *h3.Options) { o.MaxStreams = 20 })
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	}, func(o *h3.Options) { o.MaxStreams, o.TakenBack = 20, 50 })
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
 	if err != nil {

@@ -29,6 +29,7 @@ type Options struct {
 	Refuse       func(x *exchange.Exchange, status int, reason error)
 	Limits       h1.Limits     // of request heads
 	MaxStreams   int           // requests at once on one connection, 128
+	TakenBack    int           // requests that a client may take back at once, 1000; each second allows a tenth of it more
 	BodyTimeout  time.Duration // between two pieces of a body, 60 s
 	WriteTimeout time.Duration // for each piece of a response the client takes, 60 s
 	IdleTimeout  time.Duration // without a complete request head, 75 s
@@ -52,6 +53,7 @@ type Server struct {
 // New makes a server. Shutdown frees what it holds.
 func New(o Options) *Server {
 	setDefault(&o.MaxStreams, 128)
+	setDefault(&o.TakenBack, 1000)
 	setDefault(&o.BodyTimeout, 60*time.Second)
 	setDefault(&o.WriteTimeout, 60*time.Second)
 	setDefault(&o.IdleTimeout, 75*time.Second)
@@ -110,7 +112,7 @@ type conn struct {
 
 // ServeConn serves one connection and returns when it is over and the last handler has returned.
 func (s *Server) ServeConn(qc *Conn) {
-	c := &conn{s: s, quic: qc.quic, points: maxPoints}
+	c := &conn{s: s, quic: qc.quic, points: float64(s.o.TakenBack)}
 	state := c.quic.ConnectionState().TLS
 	c.info = exchange.Conn{Local: addrPort(c.quic.LocalAddr()), TLS: &state, SNI: state.ServerName, CertificateAsked: qc.asked, Serial: qc.serial}
 	s.mu.Lock()
@@ -138,19 +140,17 @@ func (c *conn) close() {
 	_ = c.quic.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "")
 }
 
-// A connection has maxPoints and gets refill more each second. A request that the client takes back when it is younger than a second
-// costs one, as with HTTP/2 (CVE-2023-44487): at 0 the connection ends.
-const (
-	maxPoints = 1000
-	refill    = 100
-	young     = time.Second
-)
+// young is the age up to which a request that the client takes back costs it a point of those that Options.TakenBack gives, as with HTTP/2
+// (CVE-2023-44487).
+const young = time.Second
 
+// charge takes a point away; without any the connection ends.
 func (c *conn) charge() {
+	most := float64(c.s.o.TakenBack)
 	c.mu.Lock()
 	now := time.Now()
 	if !c.charged.IsZero() {
-		c.points = min(maxPoints, c.points+refill*now.Sub(c.charged).Seconds())
+		c.points = min(most, c.points+most/10*now.Sub(c.charged).Seconds())
 	}
 	c.charged = now
 	c.points--

@@ -125,30 +125,30 @@ func TestNoMixedIdentity(t *testing.T) {
 	}
 }
 
-// A1: an unknown user must not be quicker. The times are compared loosely, since tests share their machine; what makes them equal
-// is that both hash the password and compare digests. The long password makes a missing hash show.
+// A1: an unknown user must not be quicker. What makes the times equal is that both hash the password and compare digests; the long password
+// makes a missing hash show. The machine is shared: one fair comparison of many will do, and without the hash there is hardly one.
 func TestUnknownUserCostsTheSame(t *testing.T) {
 	b := newBench(t)
 	i := b.Build(Plugin(), schema.Record{}).(plugin.Accessor)
-	password := strings.Repeat("p", 20_000) // so long that hashing is most of the work
-	best := func(user string) time.Duration {
+	password := strings.Repeat("p", maxEncoded/4*3-10) // so long that hashing is most of the work
+	cost := func(user string) time.Duration {
 		x := plugintest.Request("GET", "/", basic(user+":"+password))
-		least := time.Hour
-		for range 10 {
-			x.Reset()
-			x.Request.Header.Add("Authorization", strings.TrimPrefix(basic(user+":"+password), "Authorization: "))
-			start := time.Now()
-			for range 20 {
-				_ = i.Access(x)
-			}
-			least = min(least, time.Since(start))
+		start := time.Now()
+		for range 5 {
+			_ = i.Access(x)
 		}
-		return least
+		return time.Since(start)
 	}
-	known, unknown := best("bobu"), best("nobo")
-	if ratio := float64(unknown) / float64(known); ratio < 0.7 {
-		t.Errorf("a known user costs %v, an unknown one %v", known, unknown)
+	known, unknown := time.Hour, time.Hour
+	for range 20 {
+		for range 10 {
+			known, unknown = min(known, cost("bobu")), min(unknown, cost("nobo"))
+		}
+		if float64(unknown)/float64(known) >= 0.7 {
+			return
+		}
 	}
+	t.Errorf("a known user costs %v, an unknown one %v", known, unknown)
 }
 
 func BenchmarkAccess(b *testing.B) {
