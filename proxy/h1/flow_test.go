@@ -96,16 +96,17 @@ func TestUpstreamSpeaksOutOfTurn(t *testing.T) {
 		}
 	})
 	t.Run("S22 later", func(t *testing.T) {
-		evil, sent := make(chan struct{}), make(chan struct{}, 9)
-		rec := newRecorder(t, func(c net.Conn, _ *http.Request, n int) bool {
+		evil, sent := make(chan struct{}), make(chan struct{})
+		var once sync.Once // what comes after the next request was sent cannot be told from its answer
+		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
 			fmt.Fprint(c, ok+"good")
-			if n == 0 {
+			once.Do(func() {
 				go func() {
 					<-evil
 					fmt.Fprint(c, ok+"evil")
-					sent <- struct{}{}
+					close(sent)
 				}()
-			}
+			})
 			return true
 		})
 		addr, _, _ := start(t, rec.ln.Addr(), nil)
