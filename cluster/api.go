@@ -46,6 +46,8 @@ type Tuning struct {
 	CertificateLife   time.Duration // 7 days; renewed at two thirds
 	TicketKeyLife     time.Duration // 12 h until the keys of TLS session tickets move on by one
 	WriteStall        time.Duration // 5 s that a write to the log may take
+	AuditRecords      uint64        // 50,000 records of the audit log that are kept; those of the leader count
+	AuditAge          time.Duration // 0: for how long, whatever their number; likewise
 }
 
 func (t *Tuning) defaults() {
@@ -71,6 +73,9 @@ func (t *Tuning) defaults() {
 	}
 	if t.TrailingLogs == 0 {
 		t.TrailingLogs = 10240
+	}
+	if t.AuditRecords == 0 {
+		t.AuditRecords = 50_000
 	}
 	if t.MinQuorum == 0 {
 		t.MinQuorum = 3
@@ -122,6 +127,8 @@ type TokenOptions struct {
 	Role string
 	TTL  time.Duration
 	Uses int
+
+	Cause fsm.Cause `json:",omitzero"` // who asks; CreateToken sets it
 }
 
 // Status is the cluster as one node sees it.

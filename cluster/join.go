@@ -17,6 +17,7 @@ import (
 
 	"concord/cluster/pki"
 	"concord/cluster/transport"
+	"concord/fsm"
 	"concord/fsm/command"
 	"concord/fsm/entity"
 	"concord/fsm/seal"
@@ -203,12 +204,13 @@ func (n *Node) switchTo(ctx context.Context, id identity, keys *seal.Keyring) er
 }
 
 // serveJoin answers a node that has no certificate. Refusals take their time: guessing must not pay.
-func (n *Node) serveJoin(ctx context.Context, conn tls.ConnectionState, message []byte) []byte {
-	answer, err := n.admit(ctx, conn, message)
+func (n *Node) serveJoin(ctx context.Context, from net.Addr, conn tls.ConnectionState, message []byte) []byte {
+	answer, err := n.admit(ctx, from, conn, message)
 	var refused *RefusedError
 	switch {
 	case errors.As(err, &refused):
-		n.log.Warn("a join was refused", "reason", refused.Reason)
+		n.refused.count.Add(1)
+		n.log.Warn("a join was refused", "from", from.String(), "reason", refused.Reason)
 		pause(ctx, 200*time.Millisecond)
 		answer = joinAnswer{Error: refused.Reason}
 	case errors.Is(err, ErrNotLeader), errors.Is(err, ErrOutcomeUnknown), errors.Is(err, ErrClosed):
@@ -226,7 +228,7 @@ func (n *Node) serveJoin(ctx context.Context, conn tls.ConnectionState, message 
 
 const lostInBetween = "the leader changed while the node was admitted, and the token may be used up: make a new one with `gwctl cluster token` and try again"
 
-func (n *Node) admit(ctx context.Context, conn tls.ConnectionState, message []byte) (joinAnswer, error) {
+func (n *Node) admit(ctx context.Context, from net.Addr, conn tls.ConnectionState, message []byte) (joinAnswer, error) {
 	m, err := n.membership()
 	if err != nil {
 		return joinAnswer{}, err
@@ -246,7 +248,7 @@ func (n *Node) admit(ctx context.Context, conn tls.ConnectionState, message []by
 	var index uint64
 	err = change(func() error {
 		var err error
-		index, err = m.useToken(ctx, conn, &req, &body)
+		index, err = m.useToken(ctx, from, conn, &req, &body)
 		return err
 	})
 	if errors.Is(err, ErrOutcomeUnknown) {
@@ -281,8 +283,20 @@ func (n *Node) admit(ctx context.Context, conn tls.ConnectionState, message []by
 
 // useToken checks a join request and uses its token up by one, in the log entry that makes the node a member: of any number of nodes
 // that come with the last use of a token, wherever they ask, exactly one gets it.
-func (m *membership) useToken(ctx context.Context, conn tls.ConnectionState, req *joinRequest, body *joinBody) (uint64, error) {
-	refuse := func(format string, args ...any) error { return &RefusedError{fmt.Sprintf(format, args...)} }
+func (m *membership) useToken(ctx context.Context, from net.Addr, conn tls.ConnectionState, req *joinRequest, body *joinBody) (uint64, error) {
+	cause := fsm.Cause{Name: "join token " + req.Token, Verb: "join", Entity: "cluster_nodes", Detail: fmt.Sprintf("node %s (%s)", body.Node.Name, body.Node.ID)}
+	cause.From, _, _ = net.SplitHostPort(from.String())
+	proved := false
+	refuse := func(format string, args ...any) error {
+		err := &RefusedError{fmt.Sprintf(format, args...)}
+		if proved && m.refused.due(req.Token, time.Now()) { // strangers leave no records
+			cause.Verb, cause.Detail = "refuse", cause.Detail+": "+err.Reason
+			if lost := m.note(ctx, cause); lost != nil {
+				m.log.Warn("the refusal of a join is not in the audit log", "error", lost)
+			}
+		}
+		return err
+	}
 	if uuid.Validate(req.Token) != nil {
 		return 0, refuse("the join request names no token")
 	}
@@ -298,6 +312,7 @@ func (m *membership) useToken(ctx context.Context, conn tls.ConnectionState, req
 	if err := pki.CheckProof(proofKey, req.Proof, conn, req.Body); err != nil {
 		return 0, refuse("%v", err)
 	}
+	proved = true
 	node := body.Node
 	_, exists := m.rows.node(node.ID)
 	switch {
@@ -324,7 +339,9 @@ func (m *membership) useToken(ctx context.Context, conn tls.ConnectionState, req
 	if err != nil {
 		return 0, err
 	}
-	res, err := m.propose(ctx, command.Command{Level: 1, Actor: "join", Op: command.Txn{Puts: []command.Put{tokenPut, nodePut}}})
+	c := command.Command{Level: 1, Actor: "join", Op: command.Txn{Puts: []command.Put{tokenPut, nodePut}}}
+	m.sign(&c, cause)
+	res, err := m.propose(ctx, c)
 	return res.Index, errors.Join(err, res.Err)
 }
 

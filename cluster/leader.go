@@ -125,7 +125,7 @@ func (m *membership) ensureMeta(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.commit(ctx, meta, node); err != nil {
+	if err := m.commit(ctx, fsm.Cause{}, meta, node); err != nil {
 		return err
 	}
 	if err := m.raise(ctx); err != nil { // now, for what the first client may ask
@@ -136,9 +136,13 @@ func (m *membership) ensureMeta(ctx context.Context) error {
 
 func now() float64 { return float64(time.Now().UnixMilli()) / 1000 }
 
-// commit writes rows of the cluster.
-func (m *membership) commit(ctx context.Context, puts ...command.Put) error {
-	res, err := m.propose(ctx, command.Command{Level: 1, Actor: "cluster", Op: command.Txn{Puts: puts}})
+// commit writes rows of the cluster. With a cause it leaves a record in the audit log.
+func (m *membership) commit(ctx context.Context, cause fsm.Cause, puts ...command.Put) error {
+	c := command.Command{Level: 1, Actor: "cluster", Op: command.Txn{Puts: puts}}
+	if cause.Verb != "" {
+		m.sign(&c, cause)
+	}
+	res, err := m.propose(ctx, c)
 	return errors.Join(err, res.Err)
 }
 
@@ -218,7 +222,7 @@ func (d *duties) run(ctx context.Context) {
 }
 
 // promote makes voters of nodes that have been caught up for the stabilization time.
-func (d *duties) promote(_ context.Context, status map[string]peerStatus) error {
+func (d *duties) promote(ctx context.Context, status map[string]peerStatus) error {
 	for _, s := range d.servers() {
 		id := string(s.ID)
 		row, ok := d.rows.node(id)
@@ -238,6 +242,9 @@ func (d *duties) promote(_ context.Context, status map[string]peerStatus) error 
 			}
 			d.log.Log(context.Background(), levelNotice, "node may vote now", "node", id, "name", row.Val.Name)
 			delete(d.since, id)
+			if err := d.note(ctx, ours("promote", fmt.Sprintf("node %s (%s) may vote", row.Val.Name, id))); err != nil {
+				d.log.Warn("the promotion of a node is not in the audit log", "node", id, "error", err)
+			}
 		}
 	}
 	return nil
@@ -272,14 +279,14 @@ func (d *duties) bury(ctx context.Context, _ map[string]peerStatus) error {
 			voters--
 		}
 		d.log.Warn("removing a node that has been silent for too long", "node", id, "since", last)
-		if err := d.removeNode(ctx, id); err != nil {
+		if err := d.removeNode(ctx, id, ours("remove", fmt.Sprintf("node %s was silent since %s", id, last.UTC().Format(time.RFC3339)))); err != nil {
 			return err
 		}
 	}
 	for _, row := range d.rows.active() { // admitted, but the leader changed before it came into raft's configuration
 		in := slices.ContainsFunc(servers, func(s raft.Server) bool { return string(s.ID) == row.Val.ID })
 		if !in && now()-row.Val.CreatedAt > admission.Seconds() && time.Since(d.begun) > admission {
-			if err := d.removeNode(ctx, row.Val.ID); err != nil {
+			if err := d.removeNode(ctx, row.Val.ID, ours("remove", fmt.Sprintf("node %s (%s) was admitted and never came", row.Val.Name, row.Val.ID))); err != nil {
 				return err
 			}
 		}
@@ -313,7 +320,7 @@ func (d *duties) rotate(ctx context.Context, status map[string]peerStatus) error
 	if err != nil {
 		return err
 	}
-	return d.commit(ctx, put)
+	return d.commit(ctx, fsm.Cause{}, put)
 }
 
 // raise lifts the cluster's level to what every member understands.
@@ -333,7 +340,7 @@ func (m *membership) raise(ctx context.Context) error {
 	return errors.Join(err, res.Err)
 }
 
-// expire proposes the deletion of rows whose time has passed.
+// expire proposes the deletion of rows whose time has passed, and of records of the audit log that are not kept.
 func (d *duties) expire(ctx context.Context, _ map[string]peerStatus) error {
 	if time.Since(d.expired) < d.opt.Tuning.ExpireEvery {
 		return nil
@@ -342,14 +349,21 @@ func (d *duties) expire(ctx context.Context, _ map[string]peerStatus) error {
 	for ctx.Err() == nil {
 		t := time.Now().UnixMilli()
 		if !d.rows.store.View().Due(t) && !d.machine.Stale(t) {
-			return nil
+			break
 		}
-		res, err := d.propose(ctx, command.Command{Level: d.machine.Level(), Actor: "cluster", Op: command.ExpireBefore{T: t, Limit: expireLimit}})
-		if err := errors.Join(err, res.Err); err != nil || len(res.Keys) < expireLimit {
+		c := command.Command{Level: d.machine.Level(), Actor: "cluster", Op: command.ExpireBefore{T: t, Limit: expireLimit}}
+		if c.Level >= command.AuditLevel { // before that every row that expires would be in it
+			d.sign(&c, fsm.Cause{Name: "cluster", Verb: "expire", Entity: entity.AdminTokens})
+		}
+		res, err := d.propose(ctx, c)
+		if err := errors.Join(err, res.Err); err != nil {
 			return err
 		}
+		if len(res.Keys) < expireLimit {
+			break
+		}
 	}
-	return nil
+	return d.trimAudit(ctx)
 }
 
 // admission is how long a node may take from its row to raft's configuration.
@@ -357,7 +371,7 @@ const admission = time.Minute
 
 // removeNode takes a node out of the cluster: its row first, so that it is refused everywhere, then its vote; then the gossip key,
 // which it knows, is replaced.
-func (m *membership) removeNode(ctx context.Context, id string) error {
+func (m *membership) removeNode(ctx context.Context, id string, cause fsm.Cause) error {
 	servers := m.servers()
 	target := slices.IndexFunc(servers, func(s raft.Server) bool { return string(s.ID) == id })
 	row, known := m.rows.node(id)
@@ -408,7 +422,7 @@ func (m *membership) removeNode(ctx context.Context, id string) error {
 		}
 	}
 	m.port.Cut(id)
-	return m.commit(ctx, puts...)
+	return m.commit(ctx, cause, puts...)
 }
 
 // change runs f, which reads rows and proposes, again as long as somebody else was faster.

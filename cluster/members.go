@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"concord/cluster/pki"
+	"concord/fsm"
 	"concord/fsm/command"
 	"concord/fsm/entity"
 )
@@ -89,7 +90,7 @@ func (m *membership) leadAnnounce(ctx context.Context, from string, own entity.C
 		if err != nil {
 			return err
 		}
-		return m.commit(ctx, put)
+		return m.commit(ctx, fsm.Cause{Name: "node " + next.Name, Verb: "announce", Entity: "cluster_nodes"}, put)
 	})
 }
 
@@ -165,6 +166,7 @@ func (n *Node) CreateToken(ctx context.Context, o TokenOptions) (string, error) 
 	case o.Uses < 0 || o.Uses > 1000:
 		return "", &RefusedError{fmt.Sprintf("uses %d: must be 1 to 1000", o.Uses)}
 	}
+	o.Cause = causeOf(ctx)
 	var answer tokenAnswer
 	err := n.leaderCall(ctx, opToken, o, &answer)
 	return answer.Token, err
@@ -195,7 +197,9 @@ func (m *membership) leadToken(ctx context.Context, _ string, o TokenOptions) (t
 	if err != nil {
 		return tokenAnswer{}, err
 	}
-	return tokenAnswer{t.Text()}, m.commit(ctx, put)
+	o.Cause.Verb, o.Cause.Entity = "create", "cluster_tokens"
+	o.Cause.Detail = fmt.Sprintf("join token for %d %s, valid for %s", o.Uses, o.Role, o.TTL)
+	return tokenAnswer{t.Text()}, m.commit(ctx, o.Cause, put)
 }
 
 // find resolves an id or a name of a member.
@@ -221,14 +225,15 @@ func (m *membership) find(idOrName string) (string, error) {
 // Remove takes a node, by id or name, out of the cluster: it is refused at the next handshake, its connections are cut, and the gossip
 // key is replaced. The node itself goes on serving what it knows; it can join again with an empty prefix.
 func (n *Node) Remove(ctx context.Context, node string) error {
-	return n.leaderCall(ctx, opRemove, nodeRef{node}, nil)
+	return n.leaderCall(ctx, opRemove, nodeRef{node, causeOf(ctx)}, nil)
 }
 
 type nodeRef struct {
-	Node string `json:"node"`
+	Node  string    `json:"node"`
+	Cause fsm.Cause `json:"cause,omitzero"` // who asks
 }
 
-func (m *membership) leadRemove(ctx context.Context, _ string, in nodeRef) (none, error) {
+func (m *membership) leadRemove(ctx context.Context, from string, in nodeRef) (none, error) {
 	id, err := m.find(in.Node)
 	if err != nil {
 		return none{}, err
@@ -238,13 +243,17 @@ func (m *membership) leadRemove(ctx context.Context, _ string, in nodeRef) (none
 			return none{}, &RefusedError{"this is the only node of the cluster"}
 		}
 		// The next leader does it.
-		if err := m.transfer(ctx, ""); err != nil {
+		if err := m.transfer(ctx, "", fsm.Cause{}); err != nil {
 			return none{}, err
 		}
 		return none{}, ErrNotLeader
 	}
+	in.Cause.Verb, in.Cause.Entity, in.Cause.Detail = "remove", "cluster_nodes", "node "+id
+	if id == from {
+		in.Cause.Verb = "leave"
+	}
 	return none{}, change(func() error {
-		err := m.removeNode(ctx, id)
+		err := m.removeNode(ctx, id, in.Cause)
 		if err == nil {
 			m.log.Log(context.Background(), levelNotice, "node was removed from the cluster", "node", id)
 		}
@@ -254,7 +263,7 @@ func (m *membership) leadRemove(ctx context.Context, _ string, in nodeRef) (none
 
 // TransferLeadership makes a node, by id or name, the leader; "": whichever is best.
 func (n *Node) TransferLeadership(ctx context.Context, to string) error {
-	return n.leaderCall(ctx, opTransfer, nodeRef{to}, nil)
+	return n.leaderCall(ctx, opTransfer, nodeRef{to, causeOf(ctx)}, nil)
 }
 
 func (m *membership) leadTransfer(ctx context.Context, _ string, in nodeRef) (none, error) {
@@ -268,12 +277,13 @@ func (m *membership) leadTransfer(ctx context.Context, _ string, in nodeRef) (no
 	if id == m.id.NodeID {
 		return none{}, nil
 	}
-	return none{}, m.transfer(ctx, id)
+	in.Cause.Verb, in.Cause.Entity = "transfer", "cluster_nodes"
+	return none{}, m.transfer(ctx, id, in.Cause)
 }
 
-// transfer hands leadership to a voter and waits until somebody else leads.
-func (m *membership) transfer(ctx context.Context, to string) error {
-	var f raft.Future
+// transfer hands leadership to a voter and waits until somebody else leads. With a cause it leaves a record first: afterwards this node could not.
+func (m *membership) transfer(ctx context.Context, to string, cause fsm.Cause) error {
+	var hand func() raft.Future
 	if to == "" {
 		voters := 0
 		for _, s := range m.servers() {
@@ -284,20 +294,28 @@ func (m *membership) transfer(ctx context.Context, to string) error {
 		if voters < 2 {
 			return &RefusedError{"there is no other voter that could lead"}
 		}
-		f = m.raft.LeadershipTransfer()
+		hand = m.raft.LeadershipTransfer
+		cause.Detail = "leadership goes from node " + m.id.NodeID + " to whichever is best"
 	} else {
 		for _, s := range m.servers() {
 			if string(s.ID) == to {
 				if s.Suffrage != raft.Voter {
 					return &RefusedError{fmt.Sprintf("node %s may not vote (yet), so it cannot lead", to)}
 				}
-				f = m.raft.LeadershipTransferToServer(s.ID, s.Address)
+				hand = func() raft.Future { return m.raft.LeadershipTransferToServer(s.ID, s.Address) }
+				cause.Detail = "leadership goes from node " + m.id.NodeID + " to node " + to
 			}
 		}
-		if f == nil {
+		if hand == nil {
 			return fmt.Errorf("%w: %s", ErrUnknownNode, to)
 		}
 	}
+	if cause.Verb != "" {
+		if err := m.note(ctx, cause); err != nil {
+			return err
+		}
+	}
+	f := hand()
 	done := make(chan error, 1)
 	go func() { done <- f.Error() }()
 	select {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"concord/cluster/transport"
+	"concord/fsm"
 )
 
 // Node is this process's part in a cluster. It outlives a switch of clusters: the port and the machine stay, the membership is
@@ -28,6 +29,7 @@ type Node struct {
 	onTell    atomic.Pointer[func(context.Context, []byte) error]
 	readIndex coalesced
 	holdLevel atomic.Bool
+	refused   refusals
 	who       atomic.Pointer[identity] // of the current membership, or the last one
 
 	switching sync.Mutex // Join, Leave and Shutdown, one at a time
@@ -221,7 +223,7 @@ func (n *Node) Shutdown(ctx context.Context) error {
 
 func (n *Node) stepDown(ctx context.Context) {
 	if m, err := n.membership(); err == nil && m.ready.Load() && !m.alone() {
-		if err := m.transfer(ctx, ""); err != nil {
+		if err := m.transfer(ctx, "", fsm.Cause{}); err != nil {
 			n.log.Warn("leadership could not be handed over before the shutdown", "error", err)
 		}
 	}

@@ -12,6 +12,7 @@ type Progress struct {
 	Last        uint64        // last log index on this node's disk
 	LastContact time.Duration // since the leader was heard of; 0 on the leader, negative when there was none yet
 	Members     int           // nodes of the cluster, this one included
+	Refused     uint64        // joins that this node refused
 }
 
 // Progress tells how far this node is. It costs no message.
@@ -23,7 +24,7 @@ func (n *Node) Progress() Progress {
 	_, leader := m.leader()
 	p := Progress{
 		Leads: m.ready.Load(), HasLeader: leader != "", Term: m.raft.CurrentTerm(), Committed: m.raft.CommitIndex(), Applied: m.raft.AppliedIndex(),
-		Last: m.raft.LastIndex(), Members: len(m.servers()),
+		Last: m.raft.LastIndex(), Members: len(m.servers()), Refused: n.refused.count.Load(),
 	}
 	if !p.Leads {
 		p.LastContact = -1

@@ -35,10 +35,13 @@ type rows struct {
 	nodes  *state.Table[entity.ClusterNode]
 	tokens *state.Table[entity.ClusterToken]
 	ticket *state.Table[entity.TLSTicketKeys]
+	admins *state.Table[entity.AdminToken]
+	audit  *state.Table[entity.AuditRecord]
 }
 
 func newRows(s *state.Store) *rows {
-	return &rows{s, state.TableOf[entity.ClusterMeta](s), state.TableOf[entity.ClusterNode](s), state.TableOf[entity.ClusterToken](s), state.TableOf[entity.TLSTicketKeys](s)}
+	return &rows{s, state.TableOf[entity.ClusterMeta](s), state.TableOf[entity.ClusterNode](s), state.TableOf[entity.ClusterToken](s), state.TableOf[entity.TLSTicketKeys](s),
+		state.TableOf[entity.AdminToken](s), state.TableOf[entity.AuditRecord](s)}
 }
 
 func (r *rows) clusterMeta() (state.Row[entity.ClusterMeta], bool) {
@@ -51,6 +54,16 @@ func (r *rows) node(id string) (state.Row[entity.ClusterNode], bool) {
 		return state.Row[entity.ClusterNode]{}, false
 	}
 	return r.nodes.Get(r.store.View(), key)
+}
+
+// tokenName is what an admin token is called, "" if there is none.
+func (r *rows) tokenName(id string) string {
+	key, err := state.ParseID(id)
+	if err != nil {
+		return ""
+	}
+	row, _ := r.admins.Get(r.store.View(), key)
+	return row.Val.Name
 }
 
 // active lists the members by id.

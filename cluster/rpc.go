@@ -24,6 +24,7 @@ const (
 	opToken     = "token"
 	opRemove    = "remove"
 	opTransfer  = "transfer"
+	opNote      = "note"
 )
 
 type operation func(ctx context.Context, from string, body []byte) ([]byte, error)
@@ -51,6 +52,8 @@ func (m *membership) lookup(op string) operation {
 		return jsonOp(m.leadRemove)
 	case opTransfer:
 		return jsonOp(m.leadTransfer)
+	case opNote:
+		return jsonOp(m.leadNote)
 	}
 	return func(context.Context, string, []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the leader does not know the operation %q: it runs an older version", op)

@@ -50,7 +50,7 @@ func (d *duties) rotateTickets(ctx context.Context, _ map[string]peerStatus) err
 	if err != nil {
 		return err
 	}
-	err = d.commit(ctx, put)
+	err = d.commit(ctx, fsm.Cause{}, put)
 	if conflict := (*fsm.ConflictError)(nil); errors.As(err, &conflict) { // another leader has done it
 		return nil
 	}

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// AuditKept is how many records of the audit log are kept. All nodes of a cluster must agree on it: it changes with a level.
-	AuditKept uint64 = 50_000
+	// auditKept is how many records clusters below command.AuditLevel keep; since then TrimAudit decides.
+	auditKept uint64 = 50_000
 	// auditListed is how many changes a record lists; a larger transaction is summed up.
 	auditListed = 64
 )
@@ -40,6 +40,10 @@ type Cause struct {
 	From   string `json:"from,omitempty"`
 	Verb   string `json:"verb,omitempty"`
 	Entity string `json:"entity,omitempty"`
+	Detail string `json:"detail,omitempty"` // what the rows do not tell; only in commands of AuditLevel
+
+	trace bool   // there is something to record even if no row changed
+	only  uint16 // if not 0, the one table whose changes are recorded
 }
 
 // Actor is the cause as a command carries it.
@@ -53,16 +57,20 @@ func (m *Machine) causeOf(c command.Command) (cause Cause, ok bool) {
 	if c.Level < entity.AdminLevel || len(c.Actor) == 0 || c.Actor[0] != '{' {
 		return cause, false
 	}
-	if cause, ok = m.causes[c.Actor]; ok { // who writes much writes the same way
-		return cause, true
+	if cause, ok = m.causes[c.Actor]; !ok { // who writes much writes the same way
+		if json.Unmarshal([]byte(c.Actor), &cause) != nil {
+			return cause, false
+		}
+		if len(m.causes) >= causesKept {
+			clear(m.causes)
+		}
+		m.causes[c.Actor] = cause
 	}
-	if json.Unmarshal([]byte(c.Actor), &cause) != nil {
-		return cause, false
+	if c.Level < command.AuditLevel {
+		cause.Detail = ""
+	} else if _, expiry := c.Op.(command.ExpireBefore); expiry {
+		cause.only = entity.TableAdminTokens // that the others are gone is no news to anybody
 	}
-	if len(m.causes) >= causesKept {
-		clear(m.causes)
-	}
-	m.causes[c.Actor] = cause
 	return cause, true
 }
 
@@ -137,6 +145,9 @@ func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause
 	all, line := sha256.New(), make([]byte, 0, 256)
 	rec := append(make([]byte, 0, 1024), `{"changes":[`...)
 	tx.Written(mark, func(table uint16, id state.ID, before, after []byte) {
+		if c.only != 0 && c.only != table {
+			return
+		}
 		name, text, old, next := m.names[table], id.String(), digest(before), digest(after)
 		line = append(append(append(append(line[:0], name...), ' '), text...), ' ')
 		line = append(append(append(append(line, old...), ' '), next...), '\n')
@@ -152,7 +163,7 @@ func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause
 		rec = append(append(rec, `","entity":"`...), name...)
 		rec = append(append(append(rec, `","id":"`...), text...), `"}`...)
 	})
-	if n == 0 {
+	if n == 0 && c.Detail == "" {
 		return nil
 	}
 	if err := m.readChain(tx); err != nil {
@@ -161,7 +172,11 @@ func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause
 	head := &m.chain
 	seq := head.seq + 1
 	id := AuditID(seq)
-	rec = hex.AppendEncode(append(rec, `],"digest":"`...), all.Sum(line[:0]))
+	rec = append(rec, ']')
+	if c.Detail != "" {
+		rec = seal.AppendString(append(rec, `,"detail":`...), c.Detail)
+	}
+	rec = hex.AppendEncode(append(rec, `,"digest":"`...), all.Sum(line[:0]))
 	rec = seal.AppendString(append(rec, `","entity":`...), c.Entity)
 	rec = seal.AppendString(append(rec, `,"from":`...), c.From)
 	cut := len(rec)
@@ -183,12 +198,21 @@ func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause
 	}
 	tx.Set(d)
 	head.seq, head.hash, head.index = seq, hash, index
-	for seq-head.first >= m.auditKept {
+	return nil
+}
+
+// trimAudit drops the oldest records. The hash of the last one that went stays in the head: what is left hangs on it.
+func (m *Machine) trimAudit(tx *state.Tx, index uint64, op command.TrimAudit) error {
+	if err := m.readChain(tx); err != nil {
+		return err
+	}
+	head := &m.chain
+	for n := 0; n < op.Limit && head.first < min(op.First, head.seq); n++ {
 		old, ok := tx.Get(entity.TableAuditRecords, AuditID(head.first))
 		if !ok {
 			return errors.New("the audit log has a gap")
 		}
-		head.first, head.prev = head.first+1, strings.Clone(old.Text("hash"))
+		head.first, head.prev, head.index = head.first+1, strings.Clone(old.Text("hash")), index
 		tx.Delete(entity.TableAuditRecords, old.ID)
 	}
 	return nil

@@ -102,7 +102,7 @@ func TestAuditIsBounded(t *testing.T) {
 	actor := Cause{Verb: "upsert"}.Actor()
 	var batch []Entry
 	const kept, extra = 100, 10
-	m.auditKept = kept
+	m.kept = kept
 	for i := range kept + extra {
 		batch = append(batch, Entry{Index: uint64(i + 1), Data: command.Encode(command.Command{Level: 2, Actor: actor, Op: command.Txn{Puts: []command.Put{{Table: 3, ID: id, Raw: raw}}}})})
 		if len(batch) == 512 || i == kept+extra-1 {
@@ -138,7 +138,7 @@ func TestAuditForm(t *testing.T) {
 		entries = append(entries, Entry{Index: uint64(i+1) << 40, Data: command.Encode(c)})
 	}
 	one, many := auditMachine(t), auditMachine(t)
-	one.auditKept, many.auditKept = 20, 20
+	one.kept, many.kept = 20, 20
 	for len(entries) > 0 {
 		n := min(len(entries), 1+len(entries)%9)
 		many.ApplyAll(entries[:n])
@@ -202,5 +202,59 @@ func TestAuditAfterRestore(t *testing.T) {
 	y, errY := b.Hash(b.Store().View())
 	if errX != nil || errY != nil || x != y {
 		t.Errorf("%v %v: %x and %x", errX, errY, x, y)
+	}
+}
+
+// TestAuditLevel: from then on entries that change no row may leave a record, expiry leaves one of admin tokens only, and nothing goes but by TrimAudit.
+func TestAuditLevel(t *testing.T) {
+	m := auditMachine(t)
+	m.kept = 2
+	index := uint64(0)
+	do := func(level uint32, c Cause, op command.Op) Result {
+		index++
+		return m.ApplyAll([]Entry{{Index: index, Data: command.Encode(command.Command{Level: level, LeaderTime: int64(1000 + index), Actor: c.Actor(), Op: op})}})[0]
+	}
+	expiring := func(table uint16, raw string, n byte) command.Put {
+		id := state.ID{2, 15: n}
+		return command.Put{Table: table, ID: id, Expires: 1, Raw: fmt.Appendf(nil, raw, id)}
+	}
+	const token = `{"created_at":1,"entities":null,"hash":"x","id":"%s","name":"old","role":"super","tags":null,"ttl":null}`
+	const node = `{"address":"a:1","created_at":1,"gossip_address":"","id":"%s","level":1,"name":"n","role":"voter","state":"removed","version":"v"}`
+	note := Cause{Name: "cluster", Verb: "promote", Detail: "node <a>"}
+	do(4, note, command.Noop{})
+	do(2, note, command.Noop{}) // other nodes would leave none
+	do(4, Cause{Name: "idle"}, command.Noop{})
+	do(1, Cause{}, command.SetLevel{Level: 4})
+	do(4, Cause{Name: "x", Detail: "why"}, command.Txn{Puts: []command.Put{expiring(entity.TableAdminTokens, token, 1), expiring(entity.TableClusterNodes, node, 2)}})
+	if res := do(4, Cause{Name: "cluster", Verb: "expire"}, command.ExpireBefore{T: 2000, Limit: 10}); len(res.Keys) != 2 {
+		t.Fatalf("expired %v: %v", res.Keys, res.Err)
+	}
+	do(4, note, command.Noop{})
+	do(4, note, command.Noop{})
+	records, head := auditLog(t, m)
+	if len(records) != 5 || head["first"] != 1.0 {
+		t.Fatalf("%d records, head %v", len(records), head)
+	}
+	if r := records[0]; r["detail"] != "node <a>" || len(r["changes"].([]any)) != 0 || r["verb"] != "promote" {
+		t.Errorf("note: %v", r)
+	}
+	if r := records[2]; len(r["changes"].([]any)) != 1 || r["changes"].([]any)[0].(schema.Record)["entity"] != entity.AdminTokens || r["verb"] != "expire" {
+		t.Errorf("expiry: %v", r)
+	}
+	for i, r := range records {
+		if hash, err := HashAudit(r); err != nil || hash != r["hash"] || i > 0 && r["prev"] != records[i-1]["hash"] {
+			t.Errorf("record %d does not fit: %v %v", i, err, r)
+		}
+	}
+	for _, c := range []struct {
+		op   command.TrimAudit
+		left int
+	}{{command.TrimAudit{First: 1, Limit: 10}, 5}, {command.TrimAudit{First: 4, Limit: 1}, 4}, {command.TrimAudit{First: 4, Limit: 10}, 2}, {command.TrimAudit{First: 99, Limit: 10}, 1}} {
+		index++
+		m.ApplyAll([]Entry{{Index: index, Data: command.Encode(command.Command{Level: 4, Actor: "cluster", Op: c.op})}})
+		left, head := auditLog(t, m)
+		if len(left) != c.left || head["first"] != left[0]["seq"] || head["prev"] != left[0]["prev"] || head["hash"] != left[len(left)-1]["hash"] {
+			t.Errorf("%+v: %d records, head %v", c.op, len(left), head)
+		}
 	}
 }

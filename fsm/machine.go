@@ -20,8 +20,9 @@ import (
 	"concord/fsm/state"
 )
 
-// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log, level 3 groups of consumers.
-const MaxLevel uint32 = 3
+// MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log,
+// level 3 groups of consumers, level 4 what command.AuditLevel says.
+const MaxLevel uint32 = 4
 
 // MaxRow is the largest row in bytes.
 const MaxRow = 16 << 20
@@ -46,7 +47,7 @@ type Machine struct {
 	referrer map[uint16][]reference // by the table referred to
 	expiring []uint16               // tables whose rows may expire
 
-	auditKept uint64 // AuditKept, but in tests
+	kept uint64 // auditKept, but in tests
 
 	mu     sync.Mutex // held while applying
 	chain  chain
@@ -88,7 +89,7 @@ type aux struct {
 // New makes an empty machine. Like state.New it panics on definitions that contradict each other.
 func New(o Options) *Machine {
 	m := &Machine{
-		store: state.New(o.Defs, o.Keys), auditKept: AuditKept, causes: map[string]Cause{}, yield: o.Yield,
+		store: state.New(o.Defs, o.Keys), kept: auditKept, causes: map[string]Cause{}, yield: o.Yield,
 		names: map[uint16]string{}, refs: map[uint16][]reference{}, referrer: map[uint16][]reference{},
 	}
 	for _, t := range m.store.Tables() {
@@ -254,10 +255,19 @@ func (m *Machine) apply(tx *state.Tx, e Entry, a *aux) (Result, error) {
 			return Result{}, &LevelError{Need: op.Level, Have: MaxLevel}
 		}
 		a.level = max(a.level, op.Level)
+	case command.TrimAudit:
+		if err := m.trimAudit(tx, e.Index, op); err != nil {
+			return Result{}, err
+		}
 	}
 	if cause, ok := m.causeOf(c); ok {
 		if err := m.audit(tx, mark, e.Index, now, cause); err != nil {
 			return Result{}, err
+		}
+		if a.level < command.AuditLevel {
+			if err := m.trimAudit(tx, e.Index, command.TrimAudit{First: m.chain.seq - min(m.chain.seq, m.kept-1), Limit: 1}); err != nil {
+				return Result{}, err
+			}
 		}
 	}
 	if known {

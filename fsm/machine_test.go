@@ -321,8 +321,8 @@ func TestFatal(t *testing.T) {
 		is    func(error) bool
 		text  string
 	}{
-		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 3: needs cluster level 4, this binary understands levels up to 3: install the newer version on this node"},
-		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 4"},
+		{"level of the entry", entryOf(2, command.Command{Level: MaxLevel + 1, Op: command.Noop{}}), as[*LevelError], "log entry 3: needs cluster level 5, this binary understands levels up to 4: install the newer version on this node"},
+		{"level of the cluster", entryOf(2, command.Command{Level: 1, Op: command.SetLevel{Level: MaxLevel + 1}}), as[*LevelError], "needs cluster level 5"},
 		{"missing key", entryOf(2, txnOf(command.Put{Table: keys, ID: id(21), Raw: mustJSON(obj{"key": foreign})})), as[*seal.MissingKeyError], `key "k2"`},
 		{"missing key in what was staged", entryOf(2, command.Command{Level: 2, Op: command.Commit{ID: [16]byte{1}, Pieces: 1}}), as[*seal.MissingKeyError], `key "k2"`},
 		{"corrupt", truncated, func(err error) bool { return errors.Is(err, command.ErrCorrupt) }, "cut short"},

@@ -141,7 +141,7 @@ func TestSnapshotOfAnotherNode(t *testing.T) {
 		text string
 	}{
 		{"missing key", snapshot(t, full(t)), as[*seal.MissingKeyError], `row is sealed with key "k1"`},
-		{"level", signed(snapshotMagic, "\x01", "\x04", "\x05\x00\x00\x00"), as[*LevelError], "needs cluster level 4"},
+		{"level", signed(snapshotMagic, "\x01", "\x05", "\x05\x00\x00\x00"), as[*LevelError], "needs cluster level 5"},
 		{"format", signed(snapshotMagic, "\x03"), nil, "has format 3, this binary reads up to 2"},
 		{"table", signed(snapshotMagic, "\x01", "\x01", "\x05\x00", "\x01\x4d\x01"), nil, "table 77, which this binary does not know"},
 	} {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"concord/admin/service"
@@ -40,7 +41,18 @@ type Door struct {
 	o  DoorOptions
 	mu sync.Mutex
 	by map[netip.Prefix]*failures
+
+	refused, limited atomic.Uint64
 }
+
+// Counts are how many requests a Door turned away since the start.
+type Counts struct {
+	Refused uint64 // for their credentials
+	Limited uint64 // unseen, for what their address had sent before
+}
+
+// Counts tells how many requests were turned away. Nothing but these numbers grows with them: no log entry of the cluster is made of one.
+func (d *Door) Counts() Counts { return Counts{d.refused.Load(), d.limited.Load()} }
 
 // failures of an address: how many attempts it has left at a time.
 type failures struct {
@@ -77,6 +89,7 @@ func (d *Door) Enter(r *http.Request) (service.Actor, error) {
 	}
 	at := network(from)
 	if wait := d.blocked(at); wait > 0 {
+		d.limited.Add(1)
 		return service.Actor{}, &LimitedError{wait}
 	}
 	if err == nil {
@@ -84,6 +97,7 @@ func (d *Door) Enter(r *http.Request) (service.Actor, error) {
 	}
 	if err != nil {
 		d.failed(at)
+		d.refused.Add(1)
 		d.o.Log.Warn("admin credentials refused", "from", from, "method", r.Method, "path", r.URL.Path, "reason", err.Error())
 		return service.Actor{}, err
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"concord/cluster"
+	"concord/fsm"
 	"concord/fsm/command"
 	"concord/fsm/entity"
 	"concord/fsm/schema"
@@ -33,7 +35,7 @@ type actorKey struct{}
 
 // WithActor says on whose behalf the Service is called with the context. Without it, it is the program itself.
 func WithActor(ctx context.Context, a Actor) context.Context {
-	return context.WithValue(ctx, actorKey{}, a)
+	return context.WithValue(cluster.WithCause(ctx, fsm.Cause{Token: a.Token, From: a.From}), actorKey{}, a)
 }
 
 func actorOf(ctx context.Context) Actor {

@@ -18,6 +18,9 @@ func (s *Service) sign(c *command.Command, a Actor, verb, entityName string) {
 	}
 	g, _ := s.grant(s.store.View().At(time.Now().UnixMilli()), a) // it was asked for its rights before
 	c.Level = max(c.Level, entity.AdminLevel)
+	if a.Program {
+		g.name = "concord"
+	}
 	c.Actor = fsm.Cause{Token: a.Token, Name: g.name, From: a.From, Verb: verb, Entity: entityName}.Actor()
 }
 

@@ -31,7 +31,7 @@ func (t *Transport) serveJoin(conn *tls.Conn, state tls.ConnectionState) {
 	conn.SetDeadline(time.Now().Add(joinTimeout))
 	ctx, cancel := context.WithTimeout(t.ctx, joinTimeout)
 	defer cancel()
-	if err := writeFrame(conn, t.opt.Join(ctx, state, message)); err != nil {
+	if err := writeFrame(conn, t.opt.Join(ctx, conn.RemoteAddr(), state, message)); err != nil {
 		return
 	}
 	_ = conn.CloseWrite() // the answer is out; who does not read it gains nothing

@@ -43,8 +43,8 @@ type Options struct {
 	Member func(nodeID, proto string) error
 	// Handler answers the requests of members; NodeID tells it whose.
 	Handler http.Handler
-	// Join answers the message of a node that has no certificate yet.
-	Join func(ctx context.Context, conn tls.ConnectionState, message []byte) []byte
+	// Join answers the message of a node that has no certificate yet; from is its address.
+	Join func(ctx context.Context, from net.Addr, conn tls.ConnectionState, message []byte) []byte
 	Log  *slog.Logger
 
 	HandshakeTimeout time.Duration // default 5 s

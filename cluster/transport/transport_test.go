@@ -63,7 +63,7 @@ func (a *authority) listen(change func(*Options)) *Transport {
 	o := Options{
 		Listen: "127.0.0.1:0", Member: func(string, string) error { return nil },
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, NodeID(r)) }),
-		Join: func(_ context.Context, _ tls.ConnectionState, m []byte) []byte {
+		Join: func(_ context.Context, _ net.Addr, _ tls.ConnectionState, m []byte) []byte {
 			return append([]byte("answer to "), m...)
 		},
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"concord/admin/auth"
 	"concord/admin/rest"
 	"concord/fsm/entity"
 	"concord/fsm/state"
@@ -22,6 +23,7 @@ import (
 type monitor struct {
 	*node
 	store   *state.Store
+	door    *auth.Door
 	started time.Time
 }
 
@@ -33,6 +35,7 @@ func (m *monitor) page() ([]byte, string) {
 		m.targets(&p)
 	}
 	m.raft(&p)
+	m.admin(&p)
 	m.dataplane(&p)
 	goRuntime(&p)
 	m.process(&p)
@@ -112,6 +115,7 @@ func (m *monitor) raft(p *prometheus.Page) {
 	p.One("concord_raft_leader", prometheus.Gauge, "Whether this node leads the cluster.", flag(r.Leads))
 	p.One("concord_raft_leader_known", prometheus.Gauge, "Whether this node knows a leader.", flag(r.HasLeader))
 	p.One("concord_raft_members", prometheus.Gauge, "Nodes of the cluster, this one included.", float64(r.Members))
+	p.One("concord_cluster_joins_refused_total", prometheus.Counter, "Joins of nodes that this node refused as the leader.", float64(r.Refused))
 	p.One("concord_raft_term", prometheus.Gauge, "Term of the cluster as this node knows it; it grows with every election.", float64(r.Term))
 	p.One("concord_raft_last_index", prometheus.Gauge, "Last log entry on this node's disk.", float64(r.Last))
 	p.One("concord_raft_commit_index", prometheus.Gauge, "Last log entry that this node knows to be committed.", float64(r.Committed))
@@ -119,6 +123,12 @@ func (m *monitor) raft(p *prometheus.Page) {
 	if r.LastContact >= 0 {
 		p.One("concord_raft_last_contact_seconds", prometheus.Gauge, "Seconds since the leader was heard of; 0 on the leader.", r.LastContact.Seconds())
 	}
+}
+
+func (m *monitor) admin(p *prometheus.Page) {
+	c := m.door.Counts()
+	p.One("concord_admin_credentials_refused_total", prometheus.Counter, "Requests to the Admin API with a wrong or expired admin token.", float64(c.Refused))
+	p.One("concord_admin_credentials_limited_total", prometheus.Counter, "Requests to the Admin API answered 429 because their address had sent too many wrong tokens.", float64(c.Limited))
 }
 
 func (m *monitor) dataplane(p *prometheus.Page) {

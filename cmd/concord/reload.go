@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"concord/cmd/concord/settings"
+	"concord/fsm"
 	"concord/proxy"
 	"concord/proxy/listen"
 )
@@ -57,7 +59,22 @@ func (n *node) reload() (lines []string, err error) {
 		n.log.Warn("reload: not changed, it takes an upgrade or a restart", "setting", key)
 	}
 	n.notice("reloaded", "changed", orNone(strings.Join(live, ", ")))
+	if len(live) > 0 {
+		go n.recordReload(live)
+	}
 	return lines, nil
+}
+
+// recordTimeout is how long the record of a reload may wait for a leader.
+const recordTimeout = time.Minute
+
+// recordReload has the audit log tell that this node's settings are others. Their values are not in it: some are secrets.
+func (n *node) recordReload(changed []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	if err := n.cluster.Note(ctx, fsm.Cause{Verb: "reload", Entity: "settings", Detail: "changed: " + strings.Join(changed, ", ")}); err != nil {
+		n.log.Warn("a reload of the settings is not in the audit log", "changed", changed, "error", err)
+	}
 }
 
 // replaceSockets opens the listeners of other settings, with certificates as the files are now, and closes those that are not in them. Addresses that stay

@@ -263,6 +263,7 @@ func (n *node) start() error {
 		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, HoldLevel: n.from != nil, Log: n.log,
 		Tuning: cluster.Tuning{
 			SnapshotThreshold: uint64(n.s.SnapshotThreshold), SnapshotInterval: n.s.SnapshotInterval, TrailingLogs: uint64(n.s.TrailingLogs),
+			AuditRecords: uint64(n.s.AuditRecords), AuditAge: time.Duration(n.s.AuditDays) * 24 * time.Hour,
 		},
 	})
 	if err != nil {
@@ -441,7 +442,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		},
 	}
 	if _, chosen := schemas["prometheus"]; chosen {
-		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), started: time.Now()}).page
+		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), door: options.Door, started: time.Now()}).page
 	}
 	kong := rest.New(options)
 	programs := rpc.New(rpc.Options{Service: svc, Guard: options.Guard, Door: options.Door, Cluster: n.cluster, Log: n.log})

@@ -33,10 +33,11 @@ type auditRecord struct {
 		Before string `json:"before"`
 		After  string `json:"after"`
 	} `json:"changes"`
-	More float64 `json:"more"`
-	Prev string  `json:"prev"`
-	Hash string  `json:"hash"`
-	raw  []byte
+	More   float64 `json:"more"`
+	Detail string  `json:"detail"`
+	Prev   string  `json:"prev"`
+	Hash   string  `json:"hash"`
+	raw    []byte
 }
 
 func readRecord(raw []byte) (r auditRecord, err error) {
@@ -96,6 +97,8 @@ func (o *options) each(ctx context.Context, after uint64, f func(auditRecord) er
 	}
 }
 
+func (r auditRecord) when() string { return time.UnixMilli(int64(r.Time)).UTC().Format(time.RFC3339) }
+
 func (r auditRecord) line() string {
 	who := r.Name
 	if who == "" {
@@ -115,7 +118,10 @@ func (r auditRecord) line() string {
 	if r.More > 0 {
 		what = append(what, fmt.Sprintf("and %.0f more", r.More))
 	}
-	return fmt.Sprintf("%.0f  %s  index %.0f  %s from %s  %s", r.Seq, time.UnixMilli(int64(r.Time)).UTC().Format(time.RFC3339), r.Index, who, r.From, strings.Join(what, ", "))
+	if r.Detail != "" {
+		what = append([]string{r.Verb + ": " + cell(r.Detail)}, what...)
+	}
+	return fmt.Sprintf("%.0f  %s  index %.0f  %s from %s  %s", r.Seq, r.when(), r.Index, who, r.From, strings.Join(what, ", "))
 }
 
 func auditTailCmd(o *options) *cobra.Command {
@@ -200,7 +206,7 @@ func auditVerifyCmd(o *options) *cobra.Command {
 			if known != "" && !v.found {
 				return fmt.Errorf("the log does not contain a record with the hash %s", known)
 			}
-			return o.done(cmd, "%d records are intact, the last hash is %s", v.count, v.last.Hash)
+			return o.done(cmd, "%s", v.verdict())
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "verify an export instead of the live log")
@@ -243,6 +249,18 @@ func (v *verifier) add(r auditRecord) error {
 	v.found = v.found || v.known != "" && (r.Hash == v.known || r.Prev == v.known)
 	v.last = r
 	return nil
+}
+
+// verdict says what was found intact, and where it begins.
+func (v *verifier) verdict() string {
+	if v.count == 0 {
+		return "0 records are intact: nothing was recorded yet"
+	}
+	text := fmt.Sprintf("%d records are intact, from number %.0f (%s) to number %.0f (%s)", v.count, v.first.Seq, v.first.when(), v.last.Seq, v.last.when())
+	if v.first.Seq > 1 {
+		text += fmt.Sprintf(".\nOlder ones are not kept; the chain begins behind the hash %s", v.first.Prev)
+	}
+	return text + ".\nThe last hash is " + v.last.Hash
 }
 
 // matches compares the ends of the chain with what the cluster keeps about them.

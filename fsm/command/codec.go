@@ -42,6 +42,8 @@ func Encode(c Command) []byte {
 		m.Op = &logv1.Command_Stage{Stage: &logv1.Stage{Id: op.ID[:], Seq: op.Seq, Puts: encodePuts(op.Puts)}}
 	case Commit:
 		m.Op = &logv1.Command_Commit{Commit: &logv1.Commit{Id: op.ID[:], Pieces: op.Pieces}}
+	case TrimAudit:
+		m.Op = &logv1.Command_TrimAudit{TrimAudit: &logv1.TrimAudit{First: op.First, Limit: uint32(max(op.Limit, 0))}}
 	case Noop, nil:
 		m.Op = &logv1.Command_Noop{Noop: &logv1.Noop{}}
 	default: // a pointer to an op; an entry without an op would stop every node
@@ -91,6 +93,9 @@ func Decode(data []byte) (Command, error) {
 	case *logv1.Command_SetLevel:
 		c.Op = SetLevel{Level: op.SetLevel.GetLevel()}
 		return c, known(op.SetLevel)
+	case *logv1.Command_TrimAudit:
+		c.Op = TrimAudit{First: op.TrimAudit.GetFirst(), Limit: int(op.TrimAudit.GetLimit())}
+		return c, known(op.TrimAudit)
 	case *logv1.Command_Noop:
 		c.Op = Noop{}
 		return c, known(op.Noop)

@@ -28,6 +28,7 @@ func samples() map[string]Command {
 		"set_level":     {Level: 1, Op: SetLevel{Level: 3}},
 		"noop":          {Op: Noop{}},
 		"stage":         {Level: 2, LeaderTime: 7, Op: Stage{ID: id, Seq: 3, Puts: []Put{{Table: 1, ID: id, Raw: []byte(`{"id":"x"}`)}, {Table: 2, ID: id}}}},
+		"trim_audit":    {Level: 4, LeaderTime: 8, Op: TrimAudit{First: 1 << 40, Limit: 1000}},
 		"commit":        {Level: 2, RequestID: [16]byte{15: 9}, Op: Commit{ID: id, Pieces: 4}},
 	}
 }

@@ -12,7 +12,7 @@ type Command struct {
 	Op         Op
 }
 
-// Op is one of Txn, ExpireBefore, SetLevel, Noop, Stage, Commit.
+// Op is one of Txn, ExpireBefore, SetLevel, Noop, Stage, Commit, TrimAudit.
 type Op interface{ isOp() }
 
 // Txn writes all its puts or none.
@@ -39,7 +39,7 @@ type ExpireBefore struct {
 // SetLevel raises the cluster level. Lower values are ignored.
 type SetLevel struct{ Level uint32 }
 
-// Noop moves the index only.
+// Noop moves the index only; from AuditLevel on one whose actor gives a detail leaves a record in the audit log.
 type Noop struct{}
 
 // StageLevel is the cluster level that Stage and Commit need.
@@ -59,9 +59,20 @@ type Commit struct {
 	Pieces uint32 // how many were staged; 0: forget them only
 }
 
+// AuditLevel is the cluster level from which on records of the audit log have details, changes without rows leave records too, and TrimAudit
+// decides what is kept.
+const AuditLevel uint32 = 4
+
+// TrimAudit drops up to Limit records of the audit log before the number First, but never the newest one.
+type TrimAudit struct {
+	First uint64
+	Limit int
+}
+
 func (Txn) isOp()          {}
 func (ExpireBefore) isOp() {}
 func (SetLevel) isOp()     {}
 func (Noop) isOp()         {}
 func (Stage) isOp()        {}
 func (Commit) isOp()       {}
+func (TrimAudit) isOp()    {}

@@ -26,6 +26,7 @@ type AuditRecord struct {
 	Verb    string          `json:"verb"`
 	Entity  string          `json:"entity"`
 	Changes json.RawMessage `json:"changes"` // [{"entity","id","before","after"}]: SHA-256 of the rows, "" for none
+	Detail  string          `json:"detail"`  // what the changes do not tell; not in every record
 	More    float64         `json:"more"`    // changes that are not listed, but in the digest
 	Digest  string          `json:"digest"`  // SHA-256 over all changes
 	Prev    string          `json:"prev"`    // hash of the record before
@@ -39,6 +40,6 @@ func auditDefs() []Def {
 		Name: AuditRecords, Internal: true, Fields: []schema.Field{
 			text("id"), number("seq"), number("first"), number("index"), number("time"), text("token"), text("name"), text("from"), text("verb"), text("entity"),
 			{Name: "changes", Type: schema.Array, Elem: &schema.Field{Type: schema.RecordT, Fields: []schema.Field{text("entity"), text("id"), text("before"), text("after")}}},
-			number("more"), text("digest"), text("prev"), text("hash"),
+			text("detail"), number("more"), text("digest"), text("prev"), text("hash"),
 		}}}}
 }

@@ -46,6 +46,8 @@ type Settings struct {
 	SnapshotThreshold int           // log entries since the last snapshot
 	SnapshotInterval  time.Duration // between looks at SnapshotThreshold
 	TrailingLogs      int           // log entries kept behind a snapshot
+	AuditRecords      int           // of the audit log that are kept
+	AuditDays         int           // for how many days at most; 0: however long
 
 	AdminAllowedHosts   []string
 	AdminRequireToken   bool

@@ -40,6 +40,7 @@ type Command struct {
 	//	*Command_Noop
 	//	*Command_Stage
 	//	*Command_Commit
+	//	*Command_TrimAudit
 	Op isCommand_Op `protobuf_oneof:"op"`
 	// CRC-32C (Castagnoli) of all bytes of the message before this field, which is always the last one: neither raft nor its
 	// log store notices a flipped bit on the disk.
@@ -167,6 +168,15 @@ func (x *Command) GetCommit() *Commit {
 	return nil
 }
 
+func (x *Command) GetTrimAudit() *TrimAudit {
+	if x != nil {
+		if x, ok := x.Op.(*Command_TrimAudit); ok {
+			return x.TrimAudit
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetChecksum() uint32 {
 	if x != nil {
 		return x.Checksum
@@ -202,6 +212,10 @@ type Command_Commit struct {
 	Commit *Commit `protobuf:"bytes,10,opt,name=commit,proto3,oneof"` // level 2
 }
 
+type Command_TrimAudit struct {
+	TrimAudit *TrimAudit `protobuf:"bytes,11,opt,name=trim_audit,json=trimAudit,proto3,oneof"` // level 4
+}
+
 func (*Command_Txn) isCommand_Op() {}
 
 func (*Command_ExpireBefore) isCommand_Op() {}
@@ -213,6 +227,8 @@ func (*Command_Noop) isCommand_Op() {}
 func (*Command_Stage) isCommand_Op() {}
 
 func (*Command_Commit) isCommand_Op() {}
+
+func (*Command_TrimAudit) isCommand_Op() {}
 
 // Txn writes all its puts or none.
 type Txn struct {
@@ -433,7 +449,7 @@ func (x *SetLevel) GetLevel() uint32 {
 	return 0
 }
 
-// Noop moves the index only.
+// Noop moves the index only; from level 4 on one whose actor gives a detail leaves a record in the audit log.
 type Noop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -584,11 +600,64 @@ func (x *Commit) GetPieces() uint32 {
 	return 0
 }
 
+// TrimAudit drops up to limit records of the audit log before the number first, but never the newest one.
+type TrimAudit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimAudit) Reset() {
+	*x = TrimAudit{}
+	mi := &file_concord_log_v1_log_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimAudit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimAudit) ProtoMessage() {}
+
+func (x *TrimAudit) ProtoReflect() protoreflect.Message {
+	mi := &file_concord_log_v1_log_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimAudit.ProtoReflect.Descriptor instead.
+func (*TrimAudit) Descriptor() ([]byte, []int) {
+	return file_concord_log_v1_log_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TrimAudit) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *TrimAudit) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 var File_concord_log_v1_log_proto protoreflect.FileDescriptor
 
 const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18concord/log/v1/log.proto\x12\x0econcord.log.v1\"\xd0\x03\n" +
+	"\x18concord/log/v1/log.proto\x12\x0econcord.log.v1\"\x8c\x04\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12\x1d\n" +
 	"\n" +
@@ -601,7 +670,9 @@ const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\x04noop\x18\b \x01(\v2\x14.concord.log.v1.NoopH\x00R\x04noop\x12-\n" +
 	"\x05stage\x18\t \x01(\v2\x15.concord.log.v1.StageH\x00R\x05stage\x120\n" +
 	"\x06commit\x18\n" +
-	" \x01(\v2\x16.concord.log.v1.CommitH\x00R\x06commit\x12\x1a\n" +
+	" \x01(\v2\x16.concord.log.v1.CommitH\x00R\x06commit\x12:\n" +
+	"\n" +
+	"trim_audit\x18\v \x01(\v2\x19.concord.log.v1.TrimAuditH\x00R\ttrimAudit\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\aR\bchecksumB\x04\n" +
 	"\x02op\".\n" +
 	"\x03Txn\x12'\n" +
@@ -626,7 +697,10 @@ const file_concord_log_v1_log_proto_rawDesc = "" +
 	"\x04puts\x18\x03 \x03(\v2\x13.concord.log.v1.PutR\x04puts\"0\n" +
 	"\x06Commit\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
-	"\x06pieces\x18\x02 \x01(\rR\x06piecesB$Z\"concord/proto/concord/log/v1;logv1b\x06proto3"
+	"\x06pieces\x18\x02 \x01(\rR\x06pieces\"7\n" +
+	"\tTrimAudit\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limitB$Z\"concord/proto/concord/log/v1;logv1b\x06proto3"
 
 var (
 	file_concord_log_v1_log_proto_rawDescOnce sync.Once
@@ -640,7 +714,7 @@ func file_concord_log_v1_log_proto_rawDescGZIP() []byte {
 	return file_concord_log_v1_log_proto_rawDescData
 }
 
-var file_concord_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_concord_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_concord_log_v1_log_proto_goTypes = []any{
 	(*Command)(nil),      // 0: concord.log.v1.Command
 	(*Txn)(nil),          // 1: concord.log.v1.Txn
@@ -650,6 +724,7 @@ var file_concord_log_v1_log_proto_goTypes = []any{
 	(*Noop)(nil),         // 5: concord.log.v1.Noop
 	(*Stage)(nil),        // 6: concord.log.v1.Stage
 	(*Commit)(nil),       // 7: concord.log.v1.Commit
+	(*TrimAudit)(nil),    // 8: concord.log.v1.TrimAudit
 }
 var file_concord_log_v1_log_proto_depIdxs = []int32{
 	1, // 0: concord.log.v1.Command.txn:type_name -> concord.log.v1.Txn
@@ -658,13 +733,14 @@ var file_concord_log_v1_log_proto_depIdxs = []int32{
 	5, // 3: concord.log.v1.Command.noop:type_name -> concord.log.v1.Noop
 	6, // 4: concord.log.v1.Command.stage:type_name -> concord.log.v1.Stage
 	7, // 5: concord.log.v1.Command.commit:type_name -> concord.log.v1.Commit
-	2, // 6: concord.log.v1.Txn.puts:type_name -> concord.log.v1.Put
-	2, // 7: concord.log.v1.Stage.puts:type_name -> concord.log.v1.Put
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	8, // 6: concord.log.v1.Command.trim_audit:type_name -> concord.log.v1.TrimAudit
+	2, // 7: concord.log.v1.Txn.puts:type_name -> concord.log.v1.Put
+	2, // 8: concord.log.v1.Stage.puts:type_name -> concord.log.v1.Put
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_concord_log_v1_log_proto_init() }
@@ -679,6 +755,7 @@ func file_concord_log_v1_log_proto_init() {
 		(*Command_Noop)(nil),
 		(*Command_Stage)(nil),
 		(*Command_Commit)(nil),
+		(*Command_TrimAudit)(nil),
 	}
 	file_concord_log_v1_log_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
@@ -687,7 +764,7 @@ func file_concord_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_concord_log_v1_log_proto_rawDesc), len(file_concord_log_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
