@@ -121,31 +121,35 @@ var errNoLeader = errors.New("no leader is elected")
 func (s *seeker) setReason(r string) { s.mu.Lock(); s.why = r; s.mu.Unlock() }
 func (s *seeker) reason() string     { s.mu.Lock(); defer s.mu.Unlock(); return s.why }
 
+// silence is how many times QuorumWait voters are waited for that do not refuse but only keep silent, as those of a busy machine do.
+const silence = 5
+
 // guard ends the search once a majority of the voters could not be reached for QuorumWait: then waiting longer is in vain.
 func (s *seeker) guard(ctx context.Context, cancel context.CancelCauseFunc) {
 	wait := s.opt.Tuning.QuorumWait
-	last := s.begin // when a majority was last reached
+	last, hope := s.begin, s.begin // when a majority was last reached, and when one was last possible
 	for ctx.Err() == nil {
-		pctx, done := context.WithDeadline(ctx, last.Add(wait))
-		reached, voters, hint := s.probe(pctx)
-		done()
+		reached, silent, voters, hint := s.probe(ctx)
 		s.mu.Lock()
 		s.hint = hint
 		s.mu.Unlock()
+		if reached+silent > voters/2 {
+			hope = time.Now()
+		}
 		if reached > voters/2 {
 			last = time.Now()
-		} else if time.Since(last) >= wait && ctx.Err() == nil {
+		} else if (time.Since(hope) >= wait || time.Since(last) >= silence*wait) && ctx.Err() == nil {
 			cancel(&NoLeaderError{Waited: time.Since(s.begin), Uncertain: s.uncertain.Load(),
 				Reason: fmt.Sprintf("%d of %d voters can be reached, a majority of %d is needed", reached, voters, voters/2+1)})
 			return
 		}
-		pause(ctx, min(100*time.Millisecond, max(time.Until(last.Add(wait)), time.Millisecond)))
+		pause(ctx, min(100*time.Millisecond, max(time.Until(hope.Add(wait)), time.Millisecond)))
 	}
 }
 
-// probe counts the voters that answer, this node included, and asks them who leads.
-func (m *membership) probe(ctx context.Context) (reached, voters int, leader peer) {
-	status := m.askAll(ctx)
+// probe counts the voters that answer, this node included, and those that keep silent, and asks who leads.
+func (m *membership) probe(ctx context.Context) (reached, silent, voters int, leader peer) {
+	status, quiet := m.census(ctx)
 	var term uint64
 	for _, s := range m.servers() {
 		if s.Suffrage != raft.Voter {
@@ -154,6 +158,8 @@ func (m *membership) probe(ctx context.Context) (reached, voters int, leader pee
 		voters++
 		if _, ok := status[string(s.ID)]; ok {
 			reached++
+		} else if quiet[string(s.ID)] {
+			silent++
 		}
 	}
 	for _, st := range status {
@@ -161,7 +167,7 @@ func (m *membership) probe(ctx context.Context) (reached, voters int, leader pee
 			leader, term = st.Leader, st.Term
 		}
 	}
-	return reached, voters, leader
+	return reached, silent, voters, leader
 }
 
 func (s *seeker) try(ctx context.Context, op string, body []byte) ([]byte, error) {

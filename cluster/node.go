@@ -74,10 +74,31 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if err == nil {
 		err = n.settle(ctx, m)
 	}
+	if err == nil {
+		n.comeBack(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(err, n.stop(false))
 	}
 	return n, nil
+}
+
+// returnLimit is how long a member that comes back waits for what it missed. The leader's pauses between attempts to reach it have
+// grown to ten seconds by then (hashicorp/raft's maxFailureScale).
+const returnLimit = 15 * time.Second
+
+// comeBack waits until the node has what the cluster had when it came back, lest it serves consumers and keys that were deleted meanwhile.
+// Without a leader it goes on with what it has.
+func (n *Node) comeBack(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, returnLimit)
+	defer cancel()
+	index, err := n.ReadIndex(ctx)
+	if err == nil {
+		err = n.Wait(ctx, index)
+	}
+	if err != nil {
+		n.log.Warn("this node may lack the latest changes", "error", err)
+	}
 }
 
 // settle waits until a cluster of one has its leader, which is a matter of one election timeout, or an old member has found its

@@ -149,25 +149,33 @@ func (m *membership) status() peerStatus {
 
 // askAll asks every member for its status, this node included; who does not answer in time is left out.
 func (m *membership) askAll(ctx context.Context) map[string]peerStatus {
+	answers, _ := m.census(ctx)
+	return answers
+}
+
+// census is askAll, and who of those left out did not refuse: it may only be slow.
+func (m *membership) census(ctx context.Context) (answers map[string]peerStatus, silent map[string]bool) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	all := map[string]peerStatus{m.id.NodeID: m.status()}
+	answers, silent = map[string]peerStatus{m.id.NodeID: m.status()}, map[string]bool{}
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	for _, p := range m.others() {
 		asking.Go(func() {
 			body, err := m.post(ctx, p, "status", nil)
 			var s peerStatus
-			if err != nil || json.Unmarshal(body, &s) != nil || s.ID != p.ID {
-				return
-			}
 			mu.Lock()
-			all[s.ID] = s
-			mu.Unlock()
+			defer mu.Unlock()
+			switch {
+			case err == nil && json.Unmarshal(body, &s) == nil && s.ID == p.ID:
+				answers[s.ID] = s
+			case ctx.Err() != nil:
+				silent[p.ID] = true
+			}
 		})
 	}
 	asking.Wait()
-	return all
+	return answers, silent
 }
 
 // snapshotHead goes before the bytes of a snapshot.

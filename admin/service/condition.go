@@ -106,24 +106,29 @@ func WithConsistency(ctx context.Context, c Consistency) context.Context {
 // view is the state that a read with the context is answered from.
 func (s *Service) view(ctx context.Context) (*state.View, error) {
 	c, _ := ctx.Value(consistencyKey{}).(Consistency)
+	limit, what := s.o.MinIndexTimeout, "consistency="+string(c)
+	if c == Default {
+		limit, what = s.o.Timeout, "what other nodes answered" // longer than an election takes: until its end nobody knows what this node lacks
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	var index uint64
 	var err error
-	ctx, cancel := context.WithTimeout(ctx, s.o.MinIndexTimeout)
-	defer cancel()
 	switch c {
-	case Linearizable:
-		index, err = s.o.Log.ReadIndex(ctx)
+	case Local:
 	case Leader:
 		index, err = s.leaderIndex(ctx)
-	case Local:
 	default:
-		return s.fresh(ctx), nil
+		if index, err = s.o.Log.ReadIndex(ctx); c == Default {
+			err = nil // without a leader it is what this node has: reading does not depend on quorum
+		}
 	}
 	if err == nil && index > 0 {
 		err = s.o.Log.Wait(ctx, index)
 	}
 	if err != nil {
-		return nil, (&Error{Kind: Unavailable, Message: fmt.Sprintf("consistency=%s cannot be had now: %v", c, err)}).withHint("consistency=local answers from what this node has")
+		return nil, (&Error{Kind: Unavailable, Message: fmt.Sprintf("%s cannot be had now, this node is at index %d: %v", what, s.Index(), err)}).
+			withHint("consistency=local answers from what this node has")
 	}
 	return s.store.View().At(time.Now().UnixMilli()), nil
 }

@@ -29,7 +29,7 @@ const (
 	maxTags     = 5
 )
 
-// readIndexTimeout bounds how long a read tries to be linearizable before it answers from what this node has.
+// readIndexTimeout bounds how long the look-up of a token or its rights waits for the leader before it is made in what this node has.
 const readIndexTimeout = time.Second
 
 // ListOptions are the query options of a listing as the client wrote them.
@@ -458,8 +458,7 @@ func shown(def entity.Def, row []byte, expires int64, now time.Time, members *me
 // Index is the log index this node's entities reflect.
 func (s *Service) Index() uint64 { return s.store.View().Index() }
 
-// fresh is a view that holds every write answered by any node before the call. Without a leader it is what this node
-// has: reading never depends on quorum.
+// fresh is a view that holds every write answered by any node before the call, if that can be had quickly.
 func (s *Service) fresh(ctx context.Context) *state.View {
 	ctx, cancel := context.WithTimeout(ctx, readIndexTimeout)
 	defer cancel()

@@ -209,6 +209,23 @@ func TestNoLeader(t *testing.T) {
 	}
 }
 
+// TestBehind: a node that knows that it lacks what others answered does not answer without it.
+func TestBehind(t *testing.T) {
+	s, log := newService(service.Options{})
+	mutate(t, s, service.Create, "services", "", schema.Record{"name": "s", "host": "h"})
+	log.Behind = 1
+	get := func(c service.Consistency) error {
+		_, err := s.Get(service.WithConsistency(t.Context(), c), service.Target{Entity: "services", Ref: "s"})
+		return err
+	}
+	if err := get(service.Default); kind(err) != service.Unavailable || !strings.Contains(err.Error(), "this node is at index") {
+		t.Errorf("a stale answer: %v", err)
+	}
+	if err := get(service.Local); err != nil {
+		t.Errorf("what this node has needs nobody: %v", err)
+	}
+}
+
 // TestUncertain: when a leader may have appended the entry and none comes back, the refusal says so.
 func TestUncertain(t *testing.T) {
 	s, log := newService(service.Options{})

@@ -26,6 +26,8 @@ type Log struct {
 
 	// NoLeader makes everything that needs a leader fail.
 	NoLeader bool
+	// Behind is how many entries the leader has that this node will not get in time.
+	Behind uint64
 	// BeforePropose runs before an entry is appended, outside the lock: a chance to write something else first, or to fail.
 	BeforePropose func(command.Command) error
 	// AfterPropose runs once an entry is applied; its error is returned instead of the result, as when leadership is lost between
@@ -98,7 +100,7 @@ func (l *Log) ReadIndex(context.Context) (uint64, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.index, nil
+	return l.index + l.Behind, nil
 }
 
 // Wait knows at once whether the index exists, unless there is no leader to say so.
