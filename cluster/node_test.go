@@ -19,6 +19,7 @@ import (
 	"concord/fsm/command"
 	"concord/fsm/entity"
 	"concord/fsm/state"
+	"concord/test/harness"
 )
 
 // fast are timers for loopback.
@@ -47,10 +48,20 @@ func testLog(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))
 }
 
+// freeAddr is an address that no connection of the kernel's choice takes while the node is down.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	addr, err := harness.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
 func newNode(t *testing.T, name string, change func(*Options)) *testNode {
 	t.Helper()
 	n := &testNode{t: t, fatal: make(chan error, 1), opt: Options{
-		Prefix: t.TempDir(), Name: name, Listen: "127.0.0.1:0", GossipListen: "127.0.0.1:0", Version: "test",
+		Prefix: t.TempDir(), Name: name, Listen: freeAddr(t), GossipListen: freeAddr(t), Version: "test",
 		Log: testLog(t).With("at", name), Tuning: fast(),
 	}}
 	n.opt.Fatal = func(err error) { n.fatal <- err }

@@ -50,7 +50,7 @@ func TestAnotherAddress(t *testing.T) {
 	nodes := startCluster(t, 3, nil)
 	for _, n := range []*testNode{others(nodes, leaderOf(t, nodes))[0], leaderOf(t, nodes)} {
 		n.close()
-		n.opt.Listen, n.opt.GossipListen = "127.0.0.1:0", "127.0.0.1:0"
+		n.opt.Listen, n.opt.GossipListen = freeAddr(t), freeAddr(t)
 		n.restart()
 		eventually(t, "re-advertised", func() error {
 			for _, x := range nodes {
