@@ -1,7 +1,7 @@
 package ratelimit
 
 import (
-	"hash/maphash"
+	"crypto/rand"
 	"sync"
 )
 
@@ -29,7 +29,7 @@ type Options struct {
 // kind. A key that has reached its limit is forgotten only when all others are in that state, too: names that cost nothing
 // cannot buy more requests for one that is used up.
 type Local struct {
-	seeds  [2]maphash.Seed
+	secret secret
 	shards [shards]shard
 }
 
@@ -38,7 +38,8 @@ func NewLocal(o Options) *Local {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = DefaultMaxBytes
 	}
-	l := &Local{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+	l := &Local{}
+	_, _ = rand.Read(l.secret[:]) // never fails
 	for i := range l.shards {
 		l.shards[i].init(max(minPerShard, o.MaxBytes/counterBytes/shards))
 	}
@@ -63,11 +64,6 @@ func (l *Local) Stats() (n Stats) {
 		s.mu.Unlock()
 	}
 	return n
-}
-
-// hash makes the 128 bits that stand for a key: nobody knows the seeds, so nobody can make two keys meet.
-func (l *Local) hash(key Key) id {
-	return id{maphash.Comparable(l.seeds[0], key), maphash.Comparable(l.seeds[1], key)}
 }
 
 // id is a key, or with the period added one of its counters.

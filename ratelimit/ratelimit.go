@@ -38,7 +38,7 @@ type Decision struct {
 // changed then.
 func (l *Local) Take(now time.Time, key Key, limits []Limit, d *Decision) error {
 	t := now.Unix()
-	id := l.hash(key)
+	id := l.secret.hash(key)
 	l.shards[id.hi%shards].take(t, id, limits, d)
 	return nil
 }

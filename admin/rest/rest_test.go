@@ -26,6 +26,7 @@ import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
+	"concord/ratelimit"
 	"concord/test/transcript"
 )
 
@@ -41,7 +42,7 @@ func newGateway() *gateway {
 	g.log.Raise()
 	var plugins []rest.Plugin
 	byName := map[string]*schema.Schema{}
-	for _, p := range all.Plugins(prometheus.New()) {
+	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
 		byName[p.Info.Name] = plugin.SchemaOf(p)
 		plugins = append(plugins, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: byName[p.Info.Name]})
 	}

@@ -28,6 +28,7 @@ import (
 	"concord/proxy/plugin"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
+	"concord/ratelimit"
 )
 
 // sample is what "config init" writes.
@@ -200,7 +201,7 @@ func parseConfig(name string) ([]byte, error) {
 		return nil, err
 	}
 	schemas := map[string]*schema.Schema{}
-	for _, p := range all.Plugins(prometheus.New()) {
+	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
 		schemas[p.Info.Name] = plugin.SchemaOf(p)
 	}
 	svc := service.New(service.Options{

@@ -39,6 +39,7 @@ import (
 	"concord/proxy/plugins/prometheus"
 	"concord/proxy/stream"
 	"concord/proxy/upstream"
+	"concord/ratelimit"
 )
 
 // node is a running gateway. Its parts are in the order in which they are made; stop goes the other way round.
@@ -69,6 +70,7 @@ type node struct {
 	upstream *upstream.Transport
 	stats    proxy.Stats
 	counters *prometheus.Registry
+	limits   *ratelimit.Local       // the counts of rate-limiting
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
 	yielded  time.Time              // of the goroutine that applies the log
 	front    front
@@ -220,8 +222,8 @@ func (n *node) start() error {
 	if _, err := auth.CheckBind(addrs(n.s.AdminListen)); err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
-	n.counters = prometheus.New()
-	plugins, err := choosePlugins(n.s.Plugins, n.counters)
+	n.counters, n.limits = prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})
+	plugins, err := choosePlugins(n.s.Plugins, n.counters, n.limits)
 	if err != nil {
 		return err
 	}
@@ -301,6 +303,7 @@ func (n *node) start() error {
 		if _, err := n.from.step(stepReady, stepOver); err != nil {
 			return err
 		}
+		n.recall(n.from.memory)
 	}
 	n.accepting = true
 	for _, accept := range n.pending {
@@ -377,8 +380,8 @@ func orElse[T comparable](v, zero T) T {
 }
 
 // choosePlugins resolves the setting plugins.
-func choosePlugins(names []string, counters *prometheus.Registry) ([]plugin.Plugin, error) {
-	known := all.Plugins(counters)
+func choosePlugins(names []string, counters *prometheus.Registry, limits *ratelimit.Local) ([]plugin.Plugin, error) {
+	known := all.Plugins(counters, limits)
 	var out []plugin.Plugin
 	for _, p := range known {
 		if slices.Contains(names, "bundled") || slices.Contains(names, p.Info.Name) {

@@ -25,6 +25,7 @@ import (
 //	new: checked   settings, certificates, plugins and the cluster's level are fine, all listeners are open
 //	old: go        its part in the cluster has ended, files and ports are free
 //	new: ready     it has the state that the old one served, and a data plane built from it
+//	old: memory    what it has counted and found out (memory.go), if the new process understands that
 //	old: over      it accepts no more connections; the new process is the node
 //	new: serving   it accepts, and its pid is in the pid file
 //
@@ -36,9 +37,10 @@ type message struct {
 	Setting string `json:"setting,omitempty"` // of a socket: the key it belongs to
 	Name    string `json:"name,omitempty"`    // of a socket, see listen.Inherited
 	Prefix  string `json:"prefix,omitempty"`
-	Level   uint32 `json:"level,omitempty"` // of the cluster
-	Index   uint64 `json:"index,omitempty"` // that the old process serves
-	Ready   bool   `json:"ready,omitempty"` // the old process has caught up with its cluster
+	Level   uint32 `json:"level,omitempty"`  // of the cluster
+	Index   uint64 `json:"index,omitempty"`  // that the old process serves
+	Ready   bool   `json:"ready,omitempty"`  // the old process has caught up with its cluster
+	Memory  int    `json:"memory,omitempty"` // the newest version of it that the new process understands
 	Error   string `json:"error,omitempty"`
 }
 
@@ -49,6 +51,7 @@ const (
 	stepChecked = "checked"
 	stepGo      = "go"
 	stepReady   = "ready"
+	stepMemory  = "memory"
 	stepOver    = "over"
 	stepServing = "serving"
 	stepFailed  = "failed"
@@ -109,6 +112,7 @@ type succession struct {
 	sockets map[string]*listen.Inherited // by setting
 	lock    *os.File                     // the pid file
 	begin   message
+	memory  *os.File // nil: the old process has given none
 }
 
 // inherit takes over from the process that started this one, if it is one that wants to be replaced.
@@ -162,8 +166,12 @@ func (s *succession) step(say, want string) (message, error) {
 	if s == nil {
 		return message{}, nil
 	}
-	if err := s.send(message{Step: say}, -1); err == nil {
-		m, _, err := s.receive()
+	if err := s.send(message{Step: say, Memory: memoryVersion}, -1); err == nil {
+		m, fd, err := s.receive()
+		if err == nil && m.Step == stepMemory && fd >= 0 {
+			s.memory = os.NewFile(uintptr(fd), m.Step)
+			m, _, err = s.receive()
+		}
 		if err == nil && m.Step == want {
 			return m, nil
 		}
@@ -224,19 +232,24 @@ func launch(binary string) (*successor, error) {
 
 // expect waits for a step of the new process.
 func (s *successor) expect(ctx context.Context, want string) error {
+	_, err := s.hear(ctx, want)
+	return err
+}
+
+func (s *successor) hear(ctx context.Context, want string) (message, error) {
 	defer context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	m, _, err := s.receive()
 	switch {
 	case err == nil && m.Step == want:
-		return nil
+		return m, nil
 	case err == nil && m.Step == stepFailed:
-		return errors.New(m.Error)
+		return m, errors.New(m.Error)
 	case ctx.Err() != nil:
-		return fmt.Errorf("the new process was not %s in time", want)
+		return m, fmt.Errorf("the new process was not %s in time", want)
 	case err != nil:
-		return s.broken(err)
+		return m, s.broken(err)
 	}
-	return fmt.Errorf("the new process is not one that can take over: it said %q where %q was due", m.Step, want)
+	return m, fmt.Errorf("the new process is not one that can take over: it said %q where %q was due", m.Step, want)
 }
 
 // broken says why the new process cannot be talked to.

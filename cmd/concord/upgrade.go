@@ -43,10 +43,12 @@ func (n *node) upgrade(ctx context.Context, binary string) (pid int, err error) 
 	if err == nil {
 		err = s.send(message{Step: stepGo, Index: n.compiler.Holder().PublishedIndex()}, -1)
 	}
+	var ready message
 	if err == nil {
-		err = s.expect(ctx, stepReady)
+		ready, err = s.hear(ctx, stepReady)
 	}
 	if err == nil {
+		n.remember(s, ready.Memory)
 		notify(fmt.Sprintf("MAINPID=%d", s.cmd.Process.Pid)) // before the new process says to systemd that it is ready
 		soon, cancelSoon := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancelSoon()

@@ -35,12 +35,14 @@ type Pool struct {
 	ctx    context.Context // until the upstream is gone
 	cancel context.CancelFunc
 
-	mu      sync.Mutex
-	targets map[string]*target // by id
-	peers   map[peerKey]*peer
-	probes  context.CancelFunc // ends the running probes; nil: none
-	asked   int                // names that have not been looked up yet
-	waiting chan struct{}      // closed when there is somebody to ask or nobody to wait for; nil: nobody waits
+	mu         sync.Mutex
+	targets    map[string]*target // by id
+	peers      map[peerKey]*peer
+	known      map[peerKey]Known  // of addresses that no target has yet, from another process
+	probes     context.CancelFunc // ends the running probes; nil: none
+	asked      int                // names that have not been looked up yet
+	knownUntil int64              // milliseconds of the Set's clock
+	waiting    chan struct{}      // closed when there is somebody to ask or nobody to wait for; nil: nobody waits
 }
 
 // target is a target with the addresses it stands for.
@@ -213,6 +215,10 @@ func (p *Pool) peer(key peerKey, peers map[peerKey]*peer) *peer {
 	if pe == nil {
 		if pe = p.peers[key]; pe == nil {
 			pe = &peer{key: key}
+			if k, ok := p.known[key]; ok && p.set.millis() < p.knownUntil {
+				p.recall(pe, &k)
+			}
+			delete(p.known, key)
 		}
 		peers[key] = pe
 	}

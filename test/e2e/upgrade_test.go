@@ -529,3 +529,74 @@ func TestReload(t *testing.T) {
 		t.Errorf("%v %s", err, out)
 	}
 }
+
+// TestUpgradeRemembers: a new process goes on with the counts of rate-limiting and with what the old one knew of its targets.
+func TestUpgradeRemembers(t *testing.T) {
+	t.Parallel()
+	n := harness.NewNode(t, "solo")
+	n.Start()
+	var asked atomic.Int64
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(500)
+	}))
+	t.Cleanup(sick.Close)
+	well := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(well.Close)
+	at := func(s *httptest.Server) string { return s.Listener.Addr().String() }
+	write(t, n, "POST", "/upstreams", `{"name":"ejected.up","circuit_breaker":{"consecutive_errors":1,"base_ejection_time":600}}`, 201)
+	write(t, n, "POST", "/upstreams", `{"name":"checked.up","healthchecks":{"passive":{"unhealthy":{"http_failures":1}}}}`, 201)
+	for _, up := range []string{"ejected.up", "checked.up"} {
+		write(t, n, "POST", "/upstreams/"+up+"/targets", `{"target":"`+at(sick)+`"}`, 201)
+		write(t, n, "POST", "/upstreams/"+up+"/targets", `{"target":"`+at(well)+`"}`, 201)
+		write(t, n, "POST", "/services", `{"name":"`+up+`","host":"`+up+`"}`, 201)
+		write(t, n, "POST", "/services/"+up+"/routes", `{"paths":["/`+up+`"]}`, 201)
+	}
+	write(t, n, "POST", "/services", `{"name":"limited","url":"`+well.URL+`"}`, 201)
+	write(t, n, "POST", "/services/limited/routes", `{"name":"limited","paths":["/limited"]}`, 201)
+	last := write(t, n, "POST", "/routes/limited/plugins", `{"name":"rate-limiting","config":{"year":10,"policy":"local"}}`, 201)
+	status := func(path string) int {
+		t.Helper()
+		req, err := http.NewRequest("GET", "http://"+n.Proxy+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Min-Config-Index", last.Index())
+		req.Close = true // a connection that the old process has kept would be answered by it once more
+		res, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	for _, up := range []string{"ejected.up", "checked.up"} {
+		for range 4 {
+			status("/" + up)
+		}
+	}
+	if asked.Load() != 2 {
+		t.Fatalf("the sick target was asked %d times", asked.Load())
+	}
+	admitted := 0
+	for i := range 4 {
+		if i > 0 {
+			mustUpgrade(t, n)
+		}
+		for range 4 {
+			switch s := status("/limited"); s {
+			case 200:
+				admitted++
+			case 429:
+			default:
+				t.Fatalf("status %d", s)
+			}
+			if a, b := status("/ejected.up"), status("/checked.up"); a != 200 || b != 200 {
+				t.Errorf("after %d upgrades: %d %d", i, a, b)
+			}
+		}
+	}
+	if admitted != 10 || asked.Load() != 2 {
+		t.Errorf("%d requests were admitted where 10 may be, the sick target was asked %d times", admitted, asked.Load())
+	}
+}

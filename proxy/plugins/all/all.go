@@ -19,10 +19,12 @@ import (
 	"concord/proxy/plugins/ratelimiting"
 	"concord/proxy/plugins/requestsizelimiting"
 	"concord/proxy/plugins/requesttermination"
+	"concord/ratelimit"
 )
 
-// Plugins lists them by name. Call it once per program: a plugin's instances share what they cache. Requests are counted in counters.
-func Plugins(counters *prometheus.Registry) []plugin.Plugin {
+// Plugins lists them by name. Call it once per program: a plugin's instances share what they cache. Requests are counted in counters, those that
+// rate-limiting limits on this node in limits.
+func Plugins(counters *prometheus.Registry, limits *ratelimit.Local) []plugin.Plugin {
 	return []plugin.Plugin{
 		acl.Plugin(),
 		acme.Plugin(),
@@ -37,7 +39,7 @@ func Plugins(counters *prometheus.Registry) []plugin.Plugin {
 		mtlsauth.Plugin(),
 		counters.Plugin(),
 		proxyprotocol.Plugin(),
-		ratelimiting.Plugin(),
+		ratelimiting.Plugin(limits),
 		requestsizelimiting.Plugin(),
 		requesttermination.Plugin(),
 	}

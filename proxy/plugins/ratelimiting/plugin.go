@@ -18,9 +18,9 @@ import (
 	"concord/ratelimit"
 )
 
-// Plugin is the rate-limiting plugin. All its instances share their counters, so that a changed configuration goes on with
+// Plugin is the rate-limiting plugin. All its instances share the counters of local, so that a changed configuration goes on with
 // the counts of the old one.
-func Plugin() plugin.Plugin { return with(ratelimit.NewLocal(ratelimit.Options{})) }
+func Plugin(local *ratelimit.Local) plugin.Plugin { return with(local) }
 
 // counter decides and counts; ratelimit.Local is one.
 type counter interface {

@@ -97,7 +97,7 @@ func TestWire(t *testing.T) {
 			{"hidden", schema.Record{"second": 1.0, "hide_client_headers": true}, []any{"200", "429", "429"}},
 			{"other status", schema.Record{"second": 1.0, "hide_client_headers": true, "error_code": 503.0}, []any{"200", "503"}},
 		} {
-			i := newIn(g, Plugin(), "scope", c.config)
+			i := newIn(g, fresh(), "scope", c.config)
 			for n, s := range c.steps {
 				if d, ok := s.(time.Duration); ok {
 					time.Sleep(d)
@@ -128,7 +128,7 @@ func TestRefusal(t *testing.T) {
 		{schema.Record{"hour": 1.0, "error_code": 403.0, "error_message": "slow down"}, plugin.Refuse(403, "slow down", "")},
 		{schema.Record{"hour": 1.0, "error_code": nil, "error_message": nil}, plugin.Refuse(429, "", "")},
 	} {
-		i := newIn(g, Plugin(), "", c.config)
+		i := newIn(g, fresh(), "", c.config)
 		first, second := plugintest.Access(t, request(nil), i), plugintest.Access(t, request(nil), i)
 		if first != nil || !cmp.Equal(c.want, second) {
 			t.Errorf("%v: %v, then %v", c.config, first, second)
@@ -205,7 +205,7 @@ func TestLimitBy(t *testing.T) {
 		for k, v := range c.config {
 			config[k] = v
 		}
-		i := newIn(g, Plugin(), "", config)
+		i := newIn(g, fresh(), "", config)
 		if e := plugintest.Access(t, request(c.first), i); e != nil {
 			t.Fatalf("%s: the first is refused", c.name)
 		}
@@ -217,7 +217,7 @@ func TestLimitBy(t *testing.T) {
 
 // TestScope: counters belong to a plugin's scope, whichever row it is and whatever route the request takes.
 func TestScope(t *testing.T) {
-	g, p := plugintest.New(t), Plugin()
+	g, p := plugintest.New(t), fresh()
 	service := newIn(g, p, ":s1:", schema.Record{"hour": 2.0})
 	route := newIn(g, p, "r1:s1:", schema.Record{"hour": 1.0})
 	if plugintest.Access(t, request(nil), service) != nil || plugintest.Access(t, request(nil), route) != nil {
@@ -229,7 +229,7 @@ func TestScope(t *testing.T) {
 			t.Errorf("request %d with the changed limit: refused %v", n+2, e != nil)
 		}
 	}
-	if plugintest.Access(t, request(nil), newIn(g, Plugin(), ":s1:", schema.Record{"hour": 1.0})) != nil {
+	if plugintest.Access(t, request(nil), newIn(g, fresh(), ":s1:", schema.Record{"hour": 1.0})) != nil {
 		t.Error("two gateways in one process share counters")
 	}
 }
@@ -263,7 +263,7 @@ func TestFaultTolerant(t *testing.T) {
 // TestHeaders: a request that another plugin has answered is not counted and tells no limits; headers of the upstream do
 // not stand beside the gateway's.
 func TestHeaders(t *testing.T) {
-	i := newIn(plugintest.New(t), Plugin(), "", schema.Record{"hour": 2.0})
+	i := newIn(plugintest.New(t), fresh(), "", schema.Record{"hour": 2.0})
 	x := request(nil)
 	if err := i.(plugin.HeaderFilter).HeaderFilter(x); err != nil || len(x.Response.Header.Fields) != 0 {
 		t.Errorf("without access: %v %v", err, x.Response.Header.Fields)
@@ -277,7 +277,7 @@ func TestHeaders(t *testing.T) {
 
 // TestExact: 64 clients at once, a limit of 1000: exactly 1000 pass.
 func TestExact(t *testing.T) {
-	i := newIn(plugintest.New(t), Plugin(), "", schema.Record{"year": 1000.0, "limit_by": "service"})
+	i := newIn(plugintest.New(t), fresh(), "", schema.Record{"year": 1000.0, "limit_by": "service"})
 	var passed atomic.Int64
 	var wg sync.WaitGroup
 	for range 64 {
@@ -316,7 +316,7 @@ func BenchmarkRateLimiting(b *testing.B) {
 		{"refused, year", schema.Record{"year": 1.0}, nil},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			i := newIn(plugintest.New(b), Plugin(), "8d1f7b0a-0000-4000-8000-000000000001:8d1f7b0a-0000-4000-8000-000000000002:", c.config)
+			i := newIn(plugintest.New(b), fresh(), "8d1f7b0a-0000-4000-8000-000000000001:8d1f7b0a-0000-4000-8000-000000000002:", c.config)
 			access, filter := i.(plugin.Accessor), i.(plugin.HeaderFilter)
 			template := request(c.id, "Host: a", "User-Agent: b", "X-Id: c")
 			x := &exchange.Exchange{}

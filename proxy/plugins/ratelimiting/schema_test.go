@@ -9,10 +9,11 @@ import (
 	"concord/fsm/schema"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
+	"concord/ratelimit"
 )
 
 func TestDefaults(t *testing.T) {
-	rec, errs := plugintest.Validate(Plugin(), schema.Record{"hour": 5.0})
+	rec, errs := plugintest.Validate(fresh(), schema.Record{"hour": 5.0})
 	if errs != nil {
 		t.Fatal(errs.Message())
 	}
@@ -30,7 +31,7 @@ func TestDefaults(t *testing.T) {
 
 // TestAliases: clients read the old flat names as well (kong-spec, end of appendix A).
 func TestAliases(t *testing.T) {
-	p := Plugin()
+	p := fresh()
 	sub := func(string) (*schema.Schema, bool) { return plugin.SchemaOf(p), true }
 	rec, errs := plugintest.Validate(p, schema.Record{"hour": 5.0, "redis_host": "r", "redis_password": ""})
 	if errs != nil {
@@ -85,7 +86,7 @@ func TestValidation(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := ""
-		if _, errs := plugintest.Validate(Plugin(), config); errs != nil {
+		if _, errs := plugintest.Validate(fresh(), config); errs != nil {
 			got = errs.Message()
 		}
 		if got != c.want {
@@ -93,3 +94,5 @@ func TestValidation(t *testing.T) {
 		}
 	}
 }
+
+func fresh() plugin.Plugin { return Plugin(ratelimit.NewLocal(ratelimit.Options{})) }
