@@ -135,6 +135,41 @@ plugins:
 	}
 }
 
+// Who is in which group may be said at either end, and in a list of its own (decK, Kong's exports).
+func TestRowsOfGroups(t *testing.T) {
+	doc, errs := rows(t, `
+_format_version: "3.0"
+consumer_groups:
+- name: gold
+  consumers: [{custom_id: c9}, ann]
+  plugins: [{name: rate-limiting}]
+consumers:
+- username: bob
+  groups:
+  - {name: gold, id: g1, tags: [x]}
+  - {id: g2}
+consumer_group_consumers:
+- {consumer: carl, consumer_group: gold}
+`)
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	const join = entity.ConsumerGroupConsumers
+	want := []Row{
+		{Entity: "consumers", Body: schema.Record{"username": "bob"}, Parent: -1, List: "consumers"},
+		{Entity: join, Body: schema.Record{"consumer_group": schema.Record{"name": "gold"}}, Parent: 0, Field: "consumer", List: "groups"},
+		{Entity: join, Body: schema.Record{"consumer_group": schema.Record{"id": "g2"}}, Parent: 0, Field: "consumer", List: "groups", Pos: 1},
+		{Entity: "consumer_groups", Body: schema.Record{"name": "gold"}, Parent: -1, List: "consumer_groups"},
+		{Entity: "plugins", Body: schema.Record{"name": "rate-limiting"}, Parent: 3, Field: "consumer_group", List: "plugins"},
+		{Entity: join, Body: schema.Record{"consumer": schema.Record{"custom_id": "c9"}}, Parent: 3, Field: "consumer_group", List: "consumers"},
+		{Entity: join, Body: schema.Record{"consumer": "ann"}, Parent: 3, Field: "consumer_group", List: "consumers", Pos: 1},
+		{Entity: join, Body: schema.Record{"consumer": "carl", "consumer_group": "gold"}, Parent: -1, List: join},
+	}
+	if diff := cmp.Diff(want, doc.Rows); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestFormErrors(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"no version", "services: []", `{_format_version="required field missing"}`},
@@ -149,6 +184,8 @@ func TestFormErrors(t *testing.T) {
 		{"comment", "_format_version: '3.0'\nservices: [{_comment: 1}]", `{services={{_comment="expected a string"}}}`},
 		{"transform", "_format_version: '3.0'\n_transform: 1", `{_transform="expected a boolean"}`},
 		{"plugin config", "_format_version: '3.0'\nplugins: [{_config: x}]", `{plugins={{_config="_plugin_configs has no \"x\""}}}`},
+		{"groups of a consumer", "_format_version: '3.0'\nconsumers: [{username: a, groups: gold}]", `{consumers={{groups="expected an array"}}}`},
+		{"a group that is none", "_format_version: '3.0'\nconsumers: [{username: a, groups: [gold, {tags: [x]}, 5]}]", `{consumers={{groups={[2]="expected a name or an id",[3]="expected a name or an id"}}}}`},
 		{"internal tables", "_format_version: '3.0'\ncluster_nodes: []", `{cluster_nodes="unknown field"}`},
 	} {
 		_, errs := rows(t, c.text)
@@ -246,7 +283,15 @@ routes:
 consumers:
 - {id: c1, username: bob}
 - {id: c2, custom_id: only}
+consumer_groups:
+- {id: g1, name: silver, tags: [team-a]}
+- {id: g2, name: gold}
+consumer_group_consumers:
+- {id: m1, consumer_group: g1, consumer: c1}
+- {id: m2, consumer_group: g2, consumer: c1, created_at: 1}
 plugins:
+- {id: p3, name: request-termination, consumer_group: g2}
+- {id: p4, name: request-termination, consumer_group: g2, service: s1}
 - {id: p1, name: acl, service: s1, consumer: c2}
 - {id: p2, name: cors, route: r1}
 keyauth_credentials:
@@ -263,15 +308,26 @@ keyauth_credentials:
 _info:
   select_tags:
     - team-a
+consumer_groups:
+  - name: gold
+    plugins:
+      - name: request-termination
+  - name: silver
 consumers:
   - custom_id: only
     id: c2
-  - keyauth_credentials:
+  - groups:
+      - name: gold
+      - name: silver
+    keyauth_credentials:
       - key: k
     username: bob
 plugins:
   - consumer: c2
     name: acl
+    service: s
+  - consumer_group: gold
+    name: request-termination
     service: s
 routes:
   - hosts:
@@ -301,6 +357,7 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte("_format_version: '3.0'\nservices: [{name: a, routes: [{paths: [/x]}]}]\n"))
 	f.Add([]byte(`{"_format_version":"1.1","consumers":[{"username":"b","acls":[{"group":"g"}]}],"_info":{"defaults":{"route":{"hosts":["x"]}}}}`))
 	f.Add([]byte("a: &a [*a]\n"))
+	f.Add([]byte("_format_version: '3.0'\nconsumer_groups: [{name: g, consumers: [a], plugins: [{name: x}]}]\nconsumers: [{username: a, groups: [{name: g}, h]}]\nconsumer_group_consumers: [{consumer: a, consumer_group: g}]\n"))
 	f.Add([]byte("x: &x {a: 1}\n_format_version: '2.1'\nroutes: [{<<: *x, paths: ['/(']}]\n"))
 	l := layout()
 	f.Fuzz(func(t *testing.T, text []byte) {

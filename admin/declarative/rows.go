@@ -34,11 +34,15 @@ type Layout struct {
 	defs     map[string]entity.Def
 	order    []string
 	children map[string]map[string]string // entity → nested entity → the nested one's field that refers to it
+	joins    map[string][]join            // entity → its lists of those that it belongs together with
 }
+
+// join is a list in which each element names the other end of a row of a join: "groups" of a consumer.
+type join struct{ list, entity, field, other, ref string }
 
 // NewLayout makes it of the entities; internal ones are left out.
 func NewLayout(defs []entity.Def) *Layout {
-	l := &Layout{defs: map[string]entity.Def{}, children: map[string]map[string]string{}}
+	l := &Layout{defs: map[string]entity.Def{}, children: map[string]map[string]string{}, joins: map[string][]join{}}
 	for _, d := range defs {
 		if d.Schema.Internal {
 			continue
@@ -54,6 +58,11 @@ func NewLayout(defs []entity.Def) *Layout {
 			if _, taken := l.children[f.Ref][name]; !taken {
 				l.children[f.Ref][name] = f.Name
 			}
+		}
+		for _, j := range l.defs[name].Joins {
+			near, _ := l.defs[name].Schema.Field(j.Field)
+			far, _ := l.defs[name].Schema.Field(l.defs[name].OtherEnd(j.Field))
+			l.joins[near.Ref] = append(l.joins[near.Ref], join{list: j.List, entity: name, field: near.Name, other: far.Name, ref: far.Ref})
 		}
 	}
 	return l
@@ -250,8 +259,54 @@ func (w *walker) entity(name string, v any, parent int, field string, pos int) a
 			}
 		}
 	}
+	for _, j := range w.joins[name] {
+		if x := rec[j.list]; x != nil {
+			delete(rec, j.list)
+			if err := w.join(j, x, self); err != nil {
+				errs[j.list] = err
+			}
+		}
+	}
 	if len(errs) > 0 {
 		return errs
+	}
+	return nil
+}
+
+// join reads a list of names, ids or records that tell one of them (decK).
+func (w *walker) join(j join, v any, owner int) any {
+	list, ok := v.([]any)
+	if !ok {
+		return "expected an array"
+	}
+	var errs []any
+	for i, e := range list {
+		ref := w.told(w.defs[j.ref].Schema, e)
+		if ref == nil {
+			errs = place(errs, i, "expected a name or an id")
+			continue
+		}
+		w.doc.Rows = append(w.doc.Rows, Row{Entity: j.entity, Body: schema.Record{j.other: ref}, Parent: owner, Field: j.field, List: j.list, Pos: i})
+	}
+	if errs == nil {
+		return nil
+	}
+	return errs
+}
+
+// told is the reference that a text or the record of an entity is; nil when it tells none.
+func (w *walker) told(sch *schema.Schema, v any) any {
+	if text, ok := v.(string); ok {
+		return text
+	}
+	rec, _ := v.(schema.Record)
+	for _, f := range sch.Fields {
+		if key := f.Name; (f.Unique || key == "id") && key != sch.EndpointKey && rec[sch.EndpointKey] == nil && rec[key] != nil {
+			return schema.Record{key: rec[key]}
+		}
+	}
+	if name := rec[sch.EndpointKey]; name != nil {
+		return schema.Record{sch.EndpointKey: name}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -83,7 +84,7 @@ var made = []string{"id", "created_at", "updated_at"}
 // Nest gives flat rows, as GET /config writes them, the form of decK's files: children in their parents, references by name, no
 // nulls where null is the default, and without ids unless something cannot be told without one.
 func (l *Layout) Nest(doc *Document, o NestOptions) schema.Record {
-	n := nester{Layout: l, o: o, rows: doc.Rows, byID: map[string]int{}, needed: map[int]bool{}, under: map[int]int{}, out: map[int]schema.Record{}}
+	n := nester{Layout: l, o: o, rows: doc.Rows, byID: map[string]int{}, needed: map[int]bool{}, under: map[int]int{}, joined: map[int]bool{}, out: map[int]schema.Record{}}
 	for i, r := range doc.Rows {
 		if id, ok := r.Body["id"].(string); ok {
 			n.byID[r.Entity+"/"+id] = i
@@ -111,6 +112,9 @@ func (l *Layout) Nest(doc *Document, o NestOptions) schema.Record {
 		if p, nested := n.under[i]; nested {
 			to = n.out[p]
 		}
+		if n.joined[i] {
+			list = n.defs[r.Entity].Joins[0].List
+		}
 		have, _ := to[list].([]any)
 		to[list] = append(have, n.out[i])
 	}
@@ -128,6 +132,7 @@ type nester struct {
 	byID   map[string]int
 	needed map[int]bool // rows whose id must be written
 	under  map[int]int  // row → the row it is nested in
+	joined map[int]bool // rows that are an element of a list there
 	out    map[int]schema.Record
 }
 
@@ -153,9 +158,19 @@ func (n *nester) target(i int, f schema.Field) (int, bool) {
 	return to, ok && id != ""
 }
 
-// place decides where a row goes: below what it refers to if that is one thing.
+// place decides where a row goes: below what it refers to if that is one thing, a join into a list of its first end.
 func (n *nester) place(i int) {
 	r := n.rows[i]
+	if def := n.defs[r.Entity]; def.Joins != nil {
+		near, _ := def.Schema.Field(def.Joins[0].Field)
+		far, _ := def.Schema.Field(def.OtherEnd(near.Name))
+		owner, ok := n.target(i, *near)
+		if other, both := n.target(i, *far); ok && both {
+			n.under[i], n.joined[i] = owner, true
+			n.needed[other] = n.needed[other] || n.key(other) == ""
+			return
+		}
+	}
 	parent, field, refs := -1, "", 0
 	for _, f := range n.defs[r.Entity].Schema.ForeignFields() {
 		if to, ok := n.target(i, f); ok {
@@ -185,6 +200,15 @@ func (n *nester) key(i int) string {
 func (n *nester) write(i int) {
 	r := n.rows[i]
 	def := n.defs[r.Entity]
+	if n.joined[i] {
+		far, _ := def.Schema.Field(def.OtherEnd(def.Joins[0].Field))
+		other, _ := n.target(i, *far)
+		n.out[i] = schema.Record{"id": r.Body[far.Name]}
+		if name := n.key(other); name != "" {
+			n.out[i] = schema.Record{n.defs[far.Ref].Schema.EndpointKey: name}
+		}
+		return
+	}
 	rec := schema.Record{}
 	for k, v := range r.Body {
 		f, known := def.Schema.Field(k)
@@ -226,7 +250,13 @@ func (n *nester) listed(i int) bool { return n.rows[i].Entity == "ca_certificate
 
 // sortLists puts entities into the order of their names, so that equal configurations are equal texts.
 func (l *Layout) sortLists(rec schema.Record) {
-	for name := range l.defs {
+	names := slices.Collect(maps.Keys(l.defs))
+	for _, joins := range l.joins {
+		for _, j := range joins {
+			names = append(names, j.list)
+		}
+	}
+	for _, name := range names {
 		if list, ok := rec[name].([]any); ok {
 			slices.SortStableFunc(list, func(a, b any) int { return strings.Compare(sortKey(a), sortKey(b)) })
 		}

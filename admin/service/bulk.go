@@ -241,7 +241,7 @@ func (s *Service) Export(ctx context.Context, tags []string, f func(entity strin
 			continue
 		}
 		for row := range l.within(table, table.Scan(l.view, "", "", state.ID{})) {
-			if row.ExpiresAt != 0 || !hasTags(row, tags) {
+			if row.ExpiresAt != 0 || !l.carries(table, row, tags) {
 				continue
 			}
 			rec, err := s.record(table, row)

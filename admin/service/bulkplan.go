@@ -287,10 +287,10 @@ func (p *bulkPlan) stays(t state.AnyTable, row state.AnyRow) bool {
 
 func (p *bulkPlan) deletable(t state.AnyTable, row state.AnyRow) bool {
 	_, removed := p.removed[t.Name()][row.ID]
-	return removed || !p.b.Merge && !t.Def().Runtime && row.ExpiresAt == 0 && hasTags(row, p.b.SelectTags)
+	return removed || !p.b.Merge && !t.Def().Runtime && row.ExpiresAt == 0 && p.s.lookup(p.view).carries(t, row, p.b.SelectTags)
 }
 
-// byKey finds the stored row that has one of the record's unique keys and is nobody else's.
+// byKey finds the stored row that has one of the record's unique keys and is nobody else's. A join is whose its ends are.
 func (p *bulkPlan) byKey(t state.AnyTable, rec schema.Record) (state.AnyRow, bool) {
 	for _, names := range uniqueKeys(t.Def().Schema) {
 		key, ok := keyOfRecord(names, rec)
@@ -301,7 +301,7 @@ func (p *bulkPlan) byKey(t state.AnyTable, rec schema.Record) (state.AnyRow, boo
 		if !found {
 			continue
 		}
-		if _, taken := p.claimed[t.Name()][row.ID]; !taken && (p.b.Merge || hasTags(row, p.b.SelectTags)) {
+		if _, taken := p.claimed[t.Name()][row.ID]; !taken && (p.b.Merge || t.Def().Joins != nil || hasTags(row, p.b.SelectTags)) {
 			return row, true
 		}
 	}

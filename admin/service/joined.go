@@ -69,3 +69,22 @@ func (q query) tagged(have []string) bool {
 	}
 	return !slices.ContainsFunc(q.tags, func(t string) bool { return !has(t) })
 }
+
+// carries tells whether a row has all of the tags. A join has those that both its ends have.
+func (l lookup) carries(table state.AnyTable, row state.AnyRow, tags []string) bool {
+	if len(tags) == 0 || table.Def().Joins == nil {
+		return hasTags(row, tags)
+	}
+	for _, j := range table.Def().Joins {
+		f, _ := table.Def().Schema.Field(j.Field)
+		to := l.s.tables[f.Ref]
+		id, err := state.ParseID(foreignID(row, j.Field))
+		if err != nil {
+			return false
+		}
+		if end, ok := to.Get(l.view, id); !ok || !hasTags(end, tags) {
+			return false
+		}
+	}
+	return true
+}

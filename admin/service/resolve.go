@@ -48,7 +48,7 @@ func (l lookup) place(t Target, verb Verb) (place, error) {
 	if t.Ref == "" {
 		return p, nil
 	}
-	if table.Def().Joins && t.Parent != nil {
+	if table.Def().Joins != nil && t.Parent != nil {
 		err := l.joined(&p, table, t)
 		return p, err
 	}
@@ -137,12 +137,8 @@ func (l lookup) reference(table state.AnyTable, t Target, p place) (field, key, 
 
 // other is the field of a join's row that does not refer to the parent, and what it refers to.
 func (l lookup) other(table state.AnyTable, t Target) (string, state.AnyTable) {
-	for _, f := range table.Def().Schema.ForeignFields() {
-		if f.Name != t.Parent.Field {
-			return f.Name, l.s.tables[f.Ref]
-		}
-	}
-	return "", nil
+	field, _ := table.Def().Schema.Field(table.Def().OtherEnd(t.Parent.Field))
+	return field.Name, l.s.tables[field.Ref]
 }
 
 // joined finds the row of a join that Ref, an id or name of what it refers to beside the parent, means.

@@ -42,7 +42,7 @@ type ConsumerGroupConsumer struct {
 }
 
 // Kong's rows have no id: the pair is their key.
-var consumerGroupConsumers = Def{Table: 24, Since: GroupsLevel, Joins: true, New: func() any { return new(ConsumerGroupConsumer) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
+var consumerGroupConsumers = Def{Table: 24, Since: GroupsLevel, New: func() any { return new(ConsumerGroupConsumer) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
 	Name:   ConsumerGroupConsumers,
 	Unique: [][]string{{"consumer_group", "consumer"}},
 	Fields: []schema.Field{
@@ -52,4 +52,4 @@ var consumerGroupConsumers = Def{Table: 24, Since: GroupsLevel, Joins: true, New
 		{Name: "consumer_group", Type: schema.Foreign, Ref: ConsumerGroups, Required: true, OnDelete: schema.Cascade},
 		schema.Consumer(),
 	},
-}}
+}, Joins: []Join{{Field: "consumer", List: "groups"}, {Field: "consumer_group", List: "consumers"}}}

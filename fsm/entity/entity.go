@@ -24,8 +24,9 @@ type Def struct {
 	Runtime bool
 	// Since is the cluster level that introduced the table; 0: it was there from the beginning.
 	Since uint32
-	// Joins: a row says that the two entities of its unique key belong together, and nothing else. Under the one, the id or the name of the other finds it.
-	Joins bool
+	// Joins are the two ends of a row that says that two entities belong together, and nothing else. Under the one, the id or the name of the
+	// other finds it. nil: the entity is no join.
+	Joins []Join
 	// WriteOnly: nobody is shown the secrets of its rows.
 	WriteOnly bool
 	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.
@@ -50,6 +51,22 @@ type Members struct {
 	Entity   string // whose rows they are; its EndpointKey is the name: "snis"
 	Ref      string // its foreign field that refers to this entity: "certificate"
 	NotFound string // what a URL with an unknown name is answered
+}
+
+// Join is one end of a join's rows.
+type Join struct {
+	Field string // that refers to the entity at this end: "consumer"
+	List  string // in files, the list of that entity that names those at the other end: "groups". They are written at the first end
+}
+
+// OtherEnd is the field of a join beside one of its two.
+func (d Def) OtherEnd(field string) string {
+	for _, j := range d.Joins {
+		if j.Field != field {
+			return j.Field
+		}
+	}
+	return ""
 }
 
 // Endpoints says which of the endpoints that an entity's schema implies the Admin API has.
