@@ -222,6 +222,41 @@ func TestTagScope(t *testing.T) {
 	two.wants(map[int][]string{200: {"GET /services/theirs", "GET /services/both"}, 403: {"GET /consumers", "GET /plugins", "GET /services/both/plugins"}})
 }
 
+// Who may be put into which group, and who is seen there: both ends must be within reach.
+func TestGroupScope(t *testing.T) {
+	local := newClient(t, newGateway())
+	for _, team := range []string{"a", "b"} {
+		local.must(`POST /consumer_groups {"name":"group-`+team+`","tags":["team-`+team+`"]}`, "")
+		local.must(`POST /consumers {"username":"user-`+team+`","tags":["team-`+team+`"]}`, "")
+	}
+	local.must(`POST /consumer_groups/group-a/consumers {"consumer":"user-b"}`, "")
+	local.must(`POST /consumer_groups/group-b/consumers {"consumer":"user-b"}`, "")
+	a := local.as(`{"name":"a","role":"admin","tags":["team-a"]}`)
+	a.wants(map[int][]string{
+		200: {"GET /consumer_groups/group-a", "GET /consumers/user-a/consumer_groups"},
+		201: {`POST /consumer_groups/group-a/consumers {"consumer":"user-a"}`, `POST /consumer_groups/group-a/plugins {"name":"request-termination"}`},
+		403: {
+			"GET /consumer_groups/group-b", "GET /consumer_groups/group-b/consumers", "GET /consumers/user-b/consumer_groups", `POST /consumer_groups/group-b/consumers {"consumer":"user-a"}`,
+			`POST /consumer_groups/group-a/consumers {"consumer":"user-b"}`, `POST /consumers/user-a/consumer_groups {"group":"group-b"}`, `POST /consumers/user-a/consumer_groups {"group":["group-a","group-b"]}`,
+			`POST /plugins {"name":"request-termination","consumer_group":{"name":"group-b"}}`, "DELETE /consumer_groups/group-b/consumers", "DELETE /consumer_groups/group-b",
+		},
+	})
+	if _, body := a.do("GET /consumer_groups/group-a"); strings.Contains(body, "user-b") || !strings.Contains(body, "user-a") {
+		t.Errorf("the group as team a sees it: %s", body)
+	}
+	a.wants(map[int][]string{204: {"DELETE /consumer_groups/group-a/consumers"}})
+	if _, body := local.do("GET /consumers/user-b/consumer_groups"); strings.Count(body, `"name"`) != 1 {
+		t.Errorf("groups of user-b: %s", body)
+	}
+	groups := local.as(`{"name":"g","role":"admin","entities":["consumer_groups"]}`)
+	groups.wants(map[int][]string{
+		200: {"GET /consumer_groups", "GET /consumer_groups/group-a?list_consumers=false", `PATCH /consumer_groups/group-a {"tags":["team-a","x"]}`},
+		403: {"GET /consumer_groups/group-a", "GET /consumer_groups/group-b/consumers", `POST /consumer_groups/group-a/consumers {"consumer":"user-a"}`, "DELETE /consumer_groups/group-b/consumers"},
+	})
+	reader := local.as(`{"name":"r","role":"read-only"}`)
+	reader.wants(map[int][]string{200: {"GET /consumer_groups/group-a", "GET /consumer_groups/group-b/consumers"}, 403: {"DELETE /consumer_groups/group-b/consumers/user-b"}})
+}
+
 // The whole configuration passes the same door row by row.
 func TestConfigScope(t *testing.T) {
 	local := newClient(t, newGateway())

@@ -146,6 +146,34 @@ func TestWrongInput(t *testing.T) {
 	}
 }
 
+// TestWrongMembers sends what names no consumer or no group to the collections that no schema describes.
+func TestWrongMembers(t *testing.T) {
+	g := newGateway()
+	created(t, g, "/consumers", map[string]any{"username": "bob"})
+	created(t, g, "/consumer_groups", map[string]any{"name": "gold"})
+	before := g.service.Index()
+	values := append(wrong(schema.Field{Type: schema.String}), wrong(schema.Field{Type: schema.Foreign})...)
+	values = append(values, nil, "", []any{}, []any{"bob", 5.0}, []any{"gold", ""}, []any{nil}, strings.Repeat("x", 1<<16), "\u0000", "../bob", "bob/", "{vault://env/x}")
+	for path, param := range map[string]string{"/consumer_groups/gold/consumers": "consumer", "/consumers/bob/consumer_groups": "group", "/consumer_groups/none/consumers": "consumer"} {
+		for _, v := range values {
+			for _, body := range []map[string]any{{param: v}, {param: "bob", "extra": v}, {"tags": v}} {
+				raw, err := json.Marshal(body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp := g.request("POST", path, "application/json", string(raw))
+				var e struct{ Message string }
+				if json.NewDecoder(resp.Body).Decode(&e) != nil || resp.StatusCode < 400 || resp.StatusCode >= 500 || e.Message == "" {
+					t.Errorf("POST %s %.100s: %d %s", path, raw, resp.StatusCode, e.Message)
+				}
+			}
+		}
+	}
+	if now := g.service.Index(); now != before {
+		t.Errorf("%d entries were written", now-before)
+	}
+}
+
 // TestGarbage sends bodies that are no entity to every collection.
 func TestGarbage(t *testing.T) {
 	g := newGateway()
