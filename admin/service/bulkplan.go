@@ -644,7 +644,7 @@ func (p *bulkPlan) note(action string, t state.AnyTable, row state.AnyRow, rec s
 		}
 	}
 	def := t.Def()
-	c := BulkChange{Action: action, Entity: t.Name(), ID: row.ID.String(), Name: cmp.Or(nameOf(def, rec), nameOf(def, stored))}
+	c := BulkChange{Action: action, Entity: t.Name(), ID: row.ID.String(), Name: cmp.Or(nameOf(def, rec), nameOf(def, stored), p.joinName(t, rec), p.joinName(t, stored))}
 	if c.Before, err = p.masked(def, stored, rec, "before"); err != nil {
 		return err
 	}

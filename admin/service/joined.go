@@ -1,9 +1,12 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"strings"
 
+	"concord/fsm/schema"
 	"concord/fsm/state"
 )
 
@@ -87,4 +90,26 @@ func (l lookup) carries(table state.AnyTable, row state.AnyRow, tags []string) b
 		}
 	}
 	return true
+}
+
+// joinName is what people call the row of a join: the names of its ends.
+func (p *bulkPlan) joinName(t state.AnyTable, rec schema.Record) string {
+	var names []string
+	for _, j := range t.Def().Joins {
+		f, _ := t.Def().Schema.Field(j.Field)
+		id, err := state.ParseID(keyPart(rec[j.Field]))
+		if err != nil {
+			return ""
+		}
+		to, name := p.s.tables[f.Ref], ""
+		if i, ok := p.claimed[f.Ref][id]; ok {
+			name = nameOf(to.Def(), p.b.Rows[i].Body)
+		} else if row, ok := to.Get(p.view, id); ok {
+			if end, err := p.s.record(to, row); err == nil {
+				name = nameOf(to.Def(), end)
+			}
+		}
+		names = append(names, cmp.Or(name, id.String()))
+	}
+	return strings.Join(names, " in ")
 }

@@ -34,7 +34,7 @@ func (r row) label() string {
 // columns are the fields that lists show, in this order; those that no row has are left out. Values that are credentials are not among them.
 var columns = []string{
 	"name", "username", "custom_id", "instance_name", "prefix", "kid", "group", "target", "weight", "protocol", "host", "port", "path", "protocols", "methods", "hosts", "paths",
-	"snis", "algorithm", "service", "route", "consumer", "upstream", "certificate", "set", "enabled", "tags", "id",
+	"snis", "algorithm", "service", "route", "consumer", "consumer_group", "upstream", "certificate", "set", "enabled", "tags", "id",
 }
 
 func getCmd(o *options) *cobra.Command {
@@ -62,7 +62,14 @@ func getCmd(o *options) *cobra.Command {
 
 // row fetches one entity; that there is none is said in words.
 func (o *options) row(ctx context.Context, p place, ref string, out *row) (reply, error) {
-	said, err := o.send(ctx, request{method: "GET", path: p.item(ref)}, out)
+	path := p.item(ref)
+	if p.name == "consumer_groups" {
+		path += "?list_consumers=false" // there may be very many
+	}
+	said, err := o.send(ctx, request{method: "GET", path: path}, out)
+	if inner, ok := (*out)[singular(p.name)].(map[string]any); ok && (*out)["id"] == nil {
+		*out = inner // groups, and what is in them, are shown in a frame (Kong Enterprise)
+	}
 	var refused *refusedError
 	if errors.As(err, &refused) && refused.status == 404 && (refused.message == "Not found" || refused.message == "") {
 		refused.message = fmt.Sprintf("there is no %s %q", p.word(), ref)
