@@ -158,3 +158,44 @@ func TestReport(t *testing.T) {
 		t.Error("bad answers do not count")
 	}
 }
+
+func TestGarbage(t *testing.T) {
+	const log = "level=warn msg=x\ngc 1 @0.5s 3%: 0.1+5.0+0.1 ms clock, 0.1+1/2/3+0.1 ms cpu, 4->4->2 MB\n" +
+		"gc 2 @2.000s 0%: 0.5+30+0.5 ms clock, 0.5+0/8/0+0.5 ms cpu, 320->321->316 MB, 323 MB goal\ngc 3 @99.0s 0%: 1+1+1 ms clock\n"
+	const started = int64(1e15)
+	got := garbage(log, started, span{started + 1e9, started + 9e9})
+	if len(got) != 1 || got[0] != (span{started + 2e9 - 10e6, started + 2e9 + 31e6 + 10e6}) {
+		t.Errorf("%v", got)
+	}
+	text := pauses(got, span{started, started + 10e9}, 2000, outcome{Slow: []slow{{started + 5e9, 2500}}},
+		outcome{Slow: []slow{{started + 2e9, 4000}, {started + 6e9, 3000}, {started + 7e9, 2100}}})
+	if !strings.Contains(text, "| Concord | 0.98 % | 4.0 | 0.01 % | 3.0 |") || !strings.Contains(text, "| nginx | 0.00 % | 0.0 | 0.01 % | 2.5 |") {
+		t.Error(text)
+	}
+}
+
+func TestSignatures(t *testing.T) {
+	of := func(us float64) sample { return sample{ok: true, cpu: us, rate: 1} }
+	r := &row{name: "jwt RS256, fresh tokens", alg: "RS256", rounds: []round{{base: of(10), known: of(12), concord: of(42), check: 20}}}
+	var out strings.Builder
+	if over := signatures(&out, []*row{r, {name: "plain"}}); len(over) != 1 || !strings.Contains(out.String(), "| RS256 | 42.0 | 12.0 | 20.0 | 1.50 (1.50–1.50) |") {
+		t.Errorf("%v\n%s", over, out.String())
+	}
+}
+
+func TestDocument(t *testing.T) {
+	file := t.TempDir() + "/doc.md"
+	for _, c := range []struct{ text, want string }{
+		{"a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n", "a\n<!-- bench -->\n\nnew\n\n<!-- /bench -->\nb\n"},
+		{"a\n<!-- /bench -->\n<!-- bench -->\n", ""},
+		{"no mark\n", ""},
+	} {
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := document(file, "new\n")
+		if got, _ := os.ReadFile(file); c.want != "" && string(got) != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%q became %q: %v", c.text, got, err)
+		}
+	}
+}

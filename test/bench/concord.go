@@ -32,6 +32,7 @@ type node struct {
 	proxy, proxyTLS, admin     string
 	cluster, gossip, cert, key string
 	pid                        int
+	env                        []string // beyond the settings
 }
 
 func (b *bench) newNode(name string) (*node, error) {
@@ -45,15 +46,15 @@ func (b *bench) newNode(name string) (*node, error) {
 
 func (n *node) start(ctx context.Context, h *host) (err error) {
 	env := []string{
-		"CONCORD_PREFIX=" + n.prefix, "CONCORD_NODE_NAME=" + n.name, "CONCORD_PROXY_LISTEN=" + n.proxy + ", " + n.proxyTLS + " http2 ssl",
+		"CONCORD_PREFIX=" + n.prefix, "CONCORD_NODE_NAME=" + n.name, "CONCORD_PROXY_LISTEN=" + n.proxy + ", " + n.proxyTLS + " http2 http3 ssl",
 		"CONCORD_ADMIN_LISTEN=" + n.admin, "CONCORD_ADMIN_GUI_LISTEN=off", "CONCORD_STATUS_LISTEN=off", "CONCORD_CLUSTER_LISTEN=" + n.cluster,
 		"CONCORD_GOSSIP_LISTEN=" + n.gossip, "CONCORD_PROXY_ACCESS_LOG=off", "CONCORD_ADMIN_ACCESS_LOG=off", "CONCORD_LOG_LEVEL=warn",
 		"CONCORD_SSL_CERT=" + n.cert, "CONCORD_SSL_CERT_KEY=" + n.key, "CONCORD_UPSTREAM_KEEPALIVE_MAX_REQUESTS=0",
 	}
-	if n.pid, err = h.start(gatewayCPU, n.name, env, n.bin, "run"); err != nil {
+	if n.pid, err = h.start(gatewayCPU, n.name, append(env, n.env...), n.bin, "run"); err != nil {
 		return err
 	}
-	if err = until(ctx, "http://"+n.admin+"/status", 3*time.Minute); err != nil {
+	if err = until(ctx, "http://"+n.admin+"/status", 90*time.Second); err != nil {
 		err = fmt.Errorf("%w\n%s", err, h.log(n.name))
 	}
 	return err

@@ -26,6 +26,7 @@ type job struct {
 	Rate     float64       // requests per second, due at even distances whatever the answers do; 0: each connection sends when it has its answer
 	Duration time.Duration // 0: until Requests are used up
 	Hold     bool          // keep the connections open until standard input ends
+	Slow     time.Duration // report the answers that took longer; 0: none
 }
 
 // outcome counts answers; latencies are microseconds from the moment a request was due.
@@ -35,6 +36,13 @@ type outcome struct {
 	P50, P99, P999, Max float64
 	Late                float64 // 99th percentile of how late requests were sent, for want of an idle connection or of the processor
 	Wrong               string  // the beginning of an answer that was not 200
+	Slow                []slow
+}
+
+// slow is an answer that took long.
+type slow struct {
+	Due  int64 // Unix nanoseconds
+	Took float64
 }
 
 type loadConn struct {
@@ -99,6 +107,9 @@ func (l *load) run() (err error) {
 			for c.busy {
 				if err := l.wait(-1); err != nil {
 					return err
+				}
+				if l.out.Bad > 0 { // c is gone, or is a connection that tells nothing
+					return fmt.Errorf("idle connection %d failed: %s", len(l.idle), l.out.Wrong)
 				}
 			}
 		}
@@ -304,6 +315,10 @@ func (l *load) take(c *loadConn, b []byte) bool {
 	c.busy = false
 	l.idle = append(l.idle, c)
 	l.out.Requests++
-	l.latencies = append(l.latencies, float64(time.Since(c.due))/1e3)
+	took := time.Since(c.due)
+	l.latencies = append(l.latencies, float64(took)/1e3)
+	if l.Slow > 0 && took > l.Slow {
+		l.out.Slow = append(l.out.Slow, slow{c.due.UnixNano(), float64(took) / 1e3})
+	}
 	return c.need == 0
 }

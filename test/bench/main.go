@@ -10,11 +10,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -49,11 +51,14 @@ func run() error {
 		case "seed":
 			return seedPrefix(args)
 		case "verify":
-			return verifyCost()
-		case "handshakes":
+			return verifyCost(args[0])
+		case "handshakes", "http3":
 			d, err := time.ParseDuration(args[1])
 			if err != nil {
 				return err
+			}
+			if os.Args[1] == "http3" {
+				return loadHTTP3(args[0], d)
 			}
 			return handshakes(args[0], d)
 		}
@@ -68,9 +73,10 @@ func run() error {
 	flag.Float64Var(&b.rate, "rate", 2000, "requests per second at which latencies are measured")
 	flag.IntVar(&b.idle, "idle", 10000, "idle connections")
 	flag.IntVar(&b.consumers, "consumers", 1_000_000, "consumers of the rows with many")
-	flag.IntVar(&b.fresh, "fresh", 4000, "fresh tokens per measurement")
+	flag.IntVar(&b.fresh, "fresh", 2000, "fresh tokens per measurement")
 	flag.IntVar(&b.host.nice, "nice", 0, "niceness of everything started; below 0 needs root")
 	flag.BoolVar(&b.strict, "strict", false, "fail when a row is over its bar")
+	flag.StringVar(&b.doc, "doc", "", "a Markdown file whose text between <!-- bench --> and <!-- /bench --> becomes the report")
 	list := flag.Bool("list", false, "list the rows")
 	flag.Parse()
 	if *quick {
@@ -94,7 +100,7 @@ func run() error {
 type bench struct {
 	ctx                         context.Context
 	host                        *host
-	bin                         string
+	bin, doc                    string
 	only                        *regexp.Regexp
 	small, strict               bool
 	rounds, conns, idle         int
@@ -107,6 +113,7 @@ type bench struct {
 	peers                       []*peer
 	nodes                       map[string]*node
 	free                        []string
+	pauses                      string // the report of collections
 }
 
 func (b *bench) run() (err error) {
@@ -170,7 +177,15 @@ func (b *bench) run() (err error) {
 	if err := b.measure(rows); err != nil {
 		return err
 	}
-	return b.report(os.Stdout, rows)
+	if err := b.collections(rows); err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	err = b.report(io.MultiWriter(os.Stdout, &text), rows)
+	if err == nil && b.doc != "" {
+		err = document(b.doc, text.String())
+	}
+	return err
 }
 
 // ports gives out addresses that are free.
@@ -216,6 +231,11 @@ func (b *bench) prepare(n *node) error {
 	}
 	plugin := func(path, name string) []string { return []string{"POST", path + "/plugins", "name", name} }
 	switch n.name {
+	case "idle":
+		if err := n.start(b.ctx, b.host); err != nil {
+			return err
+		}
+		return n.withService(b.ctx, b.up, "/get")
 	case "one":
 		if err := n.start(b.ctx, b.host); err != nil {
 			return err

@@ -78,6 +78,18 @@ func (h *host) log(name string) string {
 	return string(b[max(0, len(b)-2000):])
 }
 
+// end ends one process and waits for it.
+func (h *host) end(pid int) error {
+	i := slices.IndexFunc(h.running, func(c *exec.Cmd) bool { return c.Process.Pid == pid })
+	if i < 0 {
+		return fmt.Errorf("process %d is none of these", pid)
+	}
+	one := &host{running: h.running[i : i+1 : i+1]}
+	h.running = slices.Delete(slices.Clone(h.running), i, i+1)
+	one.stop()
+	return nil
+}
+
 // stop ends the process group of each process that was started.
 func (h *host) stop() {
 	for _, cmd := range slices.Backward(h.running) {
@@ -100,6 +112,16 @@ func (h *host) load(ctx context.Context, j job) (o outcome, err error) {
 	return o, h.result(ctx, cmd, &o)
 }
 
+// patience is how long one measurement may take; whatever hangs is given up, with what was measured so far.
+const patience = time.Minute
+
+// bounded ends the processes of a command that was started when the context ends or patience does.
+func bounded(ctx context.Context, cmd *exec.Cmd) (release func()) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	return func() { stop(); cancel() }
+}
+
 // result runs a command that ends soon and reads what it prints.
 func (h *host) result(ctx context.Context, cmd *exec.Cmd, into any) error {
 	if ctx.Err() != nil {
@@ -109,7 +131,9 @@ func (h *host) result(ctx context.Context, cmd *exec.Cmd, into any) error {
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	err := h.launch(cmd)
 	if err == nil {
+		release := bounded(ctx, cmd)
 		err = cmd.Wait()
+		release()
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, stderr.String())
@@ -122,7 +146,7 @@ func (h *host) result(ctx context.Context, cmd *exec.Cmd, into any) error {
 }
 
 // hold opens idle connections until the function it returns is called.
-func (h *host) hold(j job) (release func(), err error) {
+func (h *host) hold(ctx context.Context, j job) (release func(), err error) {
 	j.Hold = true
 	cmd := h.command(loadCPU, h.self, "load")
 	in, err := cmd.StdinPipe()
@@ -139,6 +163,7 @@ func (h *host) hold(j job) (release func(), err error) {
 	}
 	release = func() { _ = in.Close(); _ = cmd.Wait() }
 	var o outcome
+	defer bounded(ctx, cmd)()
 	if err := errors.Join(json.NewEncoder(in).Encode(j), json.NewDecoder(out).Decode(&o)); err != nil {
 		release()
 		return nil, err

@@ -18,10 +18,12 @@ type kind int
 const (
 	closed     kind = iota // as many requests as go, over HTTP/1.1
 	overTLS                // the same over TLS, by wrk
-	http2                  // HTTP/2 over TLS, by h2load
+	overHTTP2              // HTTP/2 over TLS, by h2load
+	overHTTP3              // HTTP/3, beside HTTP/2
 	handshaken             // a new TLS connection for each request
 	fixed                  // at a fixed rate, for latencies
-	idle                   // connections that wait, for memory
+	idle                   // connections that wait, for memory: once, on a process that has served nothing else
+	collected              // at a fixed rate while garbage is collected, see collections.go: once, at the end
 )
 
 // row is a line of the table.
@@ -33,6 +35,8 @@ type row struct {
 	// requests are what Concord is sent; nil: GET path. fresh: none of them twice.
 	requests func(addr string) [][]byte
 	fresh    bool
+	// alg of a fresh token whose signature is checked: what it costs is told from the same requests with a token that is known.
+	alg string
 	// besideNode and beside: compared with requests to another node instead of with nginx.
 	besideNode, beside string
 	changes            float64 // configuration changes per second meanwhile
@@ -43,12 +47,17 @@ type row struct {
 }
 
 // round holds a sample for each gateway: the one compared with (nginx or another node), HAProxy (if measured), Concord.
-type round struct{ base, haproxy, concord sample }
+type round struct {
+	base, haproxy, concord sample
+	known                  sample  // Concord's with a token that it knows, of rows with fresh ones
+	check                  float64 // microseconds of a signature check
+}
 
 // sample is one measurement.
 type sample struct {
 	ok       bool
 	cpu      float64 // microseconds per request; for the kind idle: bytes per connection
+	rest     float64 // bytes, before there was a connection
 	rate     float64 // requests per second
 	latency  outcome
 	resident float64 // bytes
@@ -98,8 +107,8 @@ func (b *bench) rows() (out []*row) {
 		{name: "jwt RS256, same token", path: "/get", node: "one", requests: bearer("RS256")},
 		{name: "jwt ES256, same token", path: "/get", node: "one", requests: bearer("ES256")},
 		{name: "jwt HS256, fresh tokens", path: "/get", node: "one", requests: fresh("HS256"), fresh: true},
-		{name: "jwt RS256, fresh tokens", path: "/get", node: "one", requests: fresh("RS256"), fresh: true},
-		{name: "jwt ES256, fresh tokens", path: "/get", node: "one", requests: fresh("ES256"), fresh: true},
+		{name: "jwt RS256, fresh tokens", path: "/get", node: "one", requests: fresh("RS256"), fresh: true, alg: "RS256"},
+		{name: "jwt ES256, fresh tokens", path: "/get", node: "one", requests: fresh("ES256"), fresh: true, alg: "ES256"},
 		{name: "rate-limiting", path: "/get", node: "one", requests: get("/limited")},
 		{name: "jwt + rate-limiting + 10,000 routes", path: "/get", node: "10k", requests: full, bar: 1.20},
 		{name: "100,000 routes : one route", path: "/get", node: "100k", requests: among(100_000), besideNode: "one", beside: "/get", bar: 1.15, large: true},
@@ -109,12 +118,15 @@ func (b *bench) rows() (out []*row) {
 		{name: "body of 10 MB", path: "/size/10000000", node: "one"},
 		{name: "TLS, keep-alive", kind: overTLS, path: "/get", node: "one", bar: 1.1},
 		{name: "TLS, handshake per request", kind: handshaken, path: "/get", node: "one"},
-		{name: "HTTP/2", kind: http2, path: "/get", node: "one", bar: 2},
-		{name: "idle connections", kind: idle, path: "/get", node: "one"},
+		{name: "HTTP/2", kind: overHTTP2, path: "/get", node: "one", bar: 2},
+		{name: "HTTP/3 : HTTP/2", kind: overHTTP3, path: "/get", node: "one", besideNode: "one", beside: "/get"},
+		{name: "idle connections", kind: idle, path: "/get", node: "idle"},
 		{name: "latency: plain", kind: fixed, path: "/get", node: "one", bar: 2},
 		{name: "latency: jwt + rate-limiting + 10,000 routes", kind: fixed, path: "/get", node: "10k", requests: full, bar: 2},
 		{name: "latency: the same, 20 changes per second", kind: fixed, path: "/get", node: "10k", requests: full, changes: 20, bar: 2},
 		{name: "latency: 1,000,000 consumers, 20 changes per second", kind: fixed, path: "/get", node: "million", requests: keys, changes: 20, bar: 2, large: true},
+		{name: "latency: 100,000 routes", kind: fixed, path: "/get", node: "100k", requests: among(100_000), bar: 2, large: true},
+		{name: "garbage collections with 1,000,000 consumers", kind: collected, path: "/get", node: "million", requests: keys, large: true},
 	}
 	for _, r := range all {
 		if b.only.MatchString(r.name) && !(b.small && r.large) {
@@ -148,7 +160,7 @@ func (p *peer) target(path string) target {
 func (b *bench) measure(rows []*row) error {
 	for i := range b.rounds + 1 { // the first one warms up
 		for _, r := range rows {
-			if i == 0 && (r.kind == idle || r.kind == fixed) {
+			if i == 0 && (r.kind == idle || r.kind == fixed) || i > 1 && r.kind == idle || r.kind == collected {
 				continue
 			}
 			s, err := b.round(r, i == 0)
@@ -175,7 +187,23 @@ func (b *bench) round(r *row, warm bool) (out round, err error) {
 	} else {
 		own.requests = [][]byte{request(n.proxy, r.path)}
 	}
-	if r.besideNode != "" {
+	if r.alg != "" {
+		known := *r
+		known.kind = closed
+		same := own
+		same.once, same.requests = false, own.requests[:1]
+		if out.known, err = b.sample(&known, same, n, warm); err == nil {
+			out.check, err = b.checkCost(r.alg)
+		}
+		if err != nil {
+			return out, err
+		}
+	}
+	if r.kind == overHTTP3 {
+		second := *r
+		second.kind = overHTTP2
+		out.base, err = b.sample(&second, own, n, warm)
+	} else if r.besideNode != "" {
 		o := b.nodes[r.besideNode]
 		base := target{plain: o.proxy, tls: o.proxyTLS, pid: o.pid, requests: [][]byte{request(o.proxy, r.beside, "apikey: "+apiKey)}}
 		out.base, err = b.sample(r, base, nil, warm)
@@ -217,22 +245,23 @@ func (b *bench) sample(r *row, t target, n *node, warm bool) (s sample, err erro
 		count, s.bad, s.wrong, s.rate = s.latency.Requests, s.latency.Bad, s.latency.Wrong, float64(s.latency.Requests)/s.latency.Seconds
 	case overTLS:
 		count, s.bad, err = b.wrk(t, window)
-	case http2:
+	case overHTTP2:
 		count, s.bad, err = b.h2load(t, int(window.Seconds()*16000))
-	case handshaken:
+	case handshaken, overHTTP3:
 		var text string
-		if err = b.host.result(b.ctx, b.host.command(loadCPU, b.host.self, "handshakes", t.tls, window.String()), &text); err == nil {
+		verb := map[kind]string{handshaken: "handshakes", overHTTP3: "http3"}[r.kind]
+		if err = b.host.result(b.ctx, b.host.command(loadCPU, b.host.self, verb, t.tls, window.String()), &text); err == nil {
 			count, err = strconv.Atoi(text)
 		}
 	case idle:
 		was := resident(t.pid)
-		release, err := b.host.hold(job{Addr: t.plain, Requests: t.requests, Conns: b.idle})
+		release, err := b.host.hold(b.ctx, job{Addr: t.plain, Requests: t.requests, Conns: b.idle})
 		if err != nil {
 			return s, err
 		}
 		time.Sleep(1500 * time.Millisecond)
 		s.resident = resident(t.pid)
-		s.cpu, s.ok = (s.resident-was)/float64(b.idle), true
+		s.cpu, s.rest, s.ok = (s.resident-was)/float64(b.idle), was, true
 		release()
 		return s, nil
 	}
