@@ -199,10 +199,14 @@ func serveOne(h *proxy.Handler, x *exchange.Exchange, path string) int {
 	return status
 }
 
-func quickHandler(t testing.TB, log *proxy.AccessLog) *proxy.Handler {
+// quickHandler has a consumer who is in the groups.
+func quickHandler(t testing.TB, log *proxy.AccessLog, groups ...string) *proxy.Handler {
 	db := fx.New(t)
 	db.Put(fx.Service("svc", "127.0.0.1", 80), fx.Route("plain", "svc", "/plain"), fx.Route("key", "svc", "/key"),
 		fx.Consumer("bob"), key("bob", "b"), fx.Plugin("k", "key", `{"header":"apikey","uri_param_names":["hidden"]}`, "key", "", ""))
+	for _, group := range groups {
+		db.Put(fx.Group(group), fx.Member(group, "bob"), fx.ForGroup(group, fx.Plugin("k"+group, "key", `{"header":"other"}`, "", "", "")))
+	}
 	c := dataplane.New(dataplane.Options{Store: db.Store, Plugins: []plugin.Plugin{keyed("key", 1000)}})
 	t.Cleanup(func() { c.Close(context.Background()) })
 	return proxy.New(proxy.Options{
@@ -230,6 +234,20 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
+// BenchmarkGroups is a request of a consumer who is in so many groups that have a plugin.
+func BenchmarkGroups(b *testing.B) {
+	for _, groups := range [][]string{nil, {"gold"}, {"gold", "silver", "bronze"}} {
+		h := quickHandler(b, nil, groups...)
+		b.Run(fmt.Sprint(len(groups)), func(b *testing.B) {
+			x := new(exchange.Exchange)
+			b.ReportAllocs()
+			for b.Loop() {
+				serveOne(h, x, "/key/x")
+			}
+		})
+	}
+}
+
 type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
@@ -237,11 +255,13 @@ func (discard) Write(p []byte) (int, error) { return len(p), nil }
 func TestHandlerAllocatesNothing(t *testing.T) {
 	log := proxy.NewAccessLog(discard{}, false, nil)
 	defer log.Close()
-	h := quickHandler(t, log)
-	for _, path := range []string{"/plain/x", "/key/x"} {
-		x := new(exchange.Exchange)
-		if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !harness.Race {
-			t.Errorf("%s: %v allocations", path, n)
+	for _, groups := range [][]string{nil, {"gold"}, {"gold", "silver", "bronze"}} {
+		h := quickHandler(t, log, groups...)
+		for _, path := range []string{"/plain/x", "/key/x"} {
+			x := new(exchange.Exchange)
+			if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !harness.Race {
+				t.Errorf("%s, in %d groups: %v allocations", path, len(groups), n)
+			}
 		}
 	}
 }

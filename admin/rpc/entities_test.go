@@ -169,6 +169,17 @@ func TestTyped(t *testing.T) {
 	if key.GetTtl() < 290 || key.GetTtl() > 300 {
 		t.Errorf("made %v", key)
 	}
+	group := create("consumer_groups", &adminv1.Entity{Value: &adminv1.Entity_ConsumerGroup{ConsumerGroup: &adminv1.ConsumerGroup{Name: "g", Tags: []string{"a"}}}}).GetConsumerGroup()
+	joined := create("consumer_group_consumers", &adminv1.Entity{Value: &adminv1.Entity_ConsumerGroupConsumer{ConsumerGroupConsumer: &adminv1.ConsumerGroupConsumer{
+		ConsumerGroup: &adminv1.Reference{Name: "g"}, Consumer: &adminv1.Reference{Name: "c"},
+	}}}).GetConsumerGroupConsumer()
+	if joined.GetConsumerGroup().GetId() != group.GetId() || joined.GetConsumer().GetId() != key.GetConsumer().GetId() {
+		t.Errorf("made %v", joined)
+	}
+	under := &adminv1.Target{Kind: "consumer_group_consumers", Ref: "c", Parent: &adminv1.Parent{Kind: "consumer_groups", Ref: "g"}}
+	if got, err := c.Get(t.Context(), connect.NewRequest(&adminv1.GetRequest{Target: under})); err != nil || got.Msg.GetEntity().GetId() != joined.GetId() {
+		t.Errorf("under the group: %v %v", got, err)
+	}
 	for name, e := range map[string]*adminv1.Entity{
 		"another kind's message": {Value: &adminv1.Entity_Consumer{Consumer: &adminv1.Consumer{}}},
 		"a bad value":            {Value: &adminv1.Entity_Service{Service: &adminv1.Service{Host: "h", Port: proto.Int32(-1)}}},

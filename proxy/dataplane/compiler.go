@@ -102,7 +102,7 @@ type pending struct {
 	routes   map[state.ID]bool
 	plugins  map[state.ID]bool
 	members  map[string]bool // consumers that came into a group or went
-	groups   map[string]bool // that changed: their names say which comes first
+	groups   map[string]bool // whose names changed, which say which comes first
 
 	upstreams map[string]bool // changed themselves, or in their targets
 
@@ -219,7 +219,11 @@ func (c *Compiler) changed(ch state.Changes) {
 		case c.tables.pluginNo:
 			note(&p.plugins, x.ID)
 		case c.tables.groupNo:
-			note(&p.groups, x.ID.String())
+			old, _ := x.Old.(*entity.ConsumerGroup)
+			now, _ := x.New.(*entity.ConsumerGroup)
+			if old == nil || now == nil || old.Name != now.Name {
+				note(&p.groups, x.ID.String())
+			}
 		case c.tables.memberNo:
 			for _, v := range []any{x.Old, x.New} {
 				if m, ok := v.(*entity.ConsumerGroupConsumer); ok && m != nil {
