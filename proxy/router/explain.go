@@ -81,8 +81,8 @@ func (n *node[V]) each(f func(*V)) {
 	if n.val != nil {
 		f(n.val)
 	}
-	for _, k := range n.kids {
-		k.each(f)
+	for i := range n.kids {
+		n.kids[i].each(f)
 	}
 }
 

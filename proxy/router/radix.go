@@ -1,127 +1,163 @@
 package router
 
-import "strings"
+import (
+	"slices"
+	"strings"
+	"unsafe"
+)
 
-// owner marks the nodes made during one Edit: they are not yet visible to readers and may be changed in place.
+// owner marks the arrays made during one Edit: they are not yet visible to readers and may be changed in place.
 type owner struct{ _ byte }
 
-// node is a byte radix tree whose nodes are shared between versions: an update copies the path to the changed key
+// short is how many bytes of text have room in a node, which makes it 128 bytes.
+const short = 64
+
+// node is a byte radix tree that is shared between versions: an update copies the path to the changed key
 // only. The shape depends on the keys alone, not on the order of updates.
 //
-// A look-up among many keys waits for memory and for little else, so a node is one cache line, and its text another one.
+// A look-up among many keys waits for memory and for little else. So a node is two cache lines that are asked for at once, its text is in
+// them, and so are those of its children in one array: each step waits once.
 type node[V any] struct {
-	text string // label and firsts in a row
-	cut  int    // where they meet
-	kids []*node[V]
-	val  *V
-	own  *owner
+	val   *V
+	kids  []node[V]
+	own   *owner // of the array of kids
+	long  string // label and firsts in a row, if they have no room in text
+	cut   uint32 // where they meet
+	count uint32 // of firsts: len(kids)
+	text  [short]byte
+}
+
+// both are label and firsts in a row. They are valid as long as the node is not changed.
+func (n *node[V]) both() string {
+	if n.long != "" {
+		return n.long
+	}
+	return unsafe.String(&n.text[0], n.cut+n.count)
 }
 
 // label is the bytes between the parent and the node; the root may have one too.
-func (n *node[V]) label() string { return n.text[:n.cut] }
+func (n *node[V]) label() string { return n.both()[:n.cut] }
 
 // firsts are the first bytes of the children's labels, ascending.
-func (n *node[V]) firsts() string { return n.text[n.cut:] }
+func (n *node[V]) firsts() string { return n.both()[n.cut:] }
 
-func (n *node[V]) setText(label, firsts string) { n.text, n.cut = label+firsts, len(label) }
-
-// owned returns a node that o may change: n itself, or a copy.
-func (n *node[V]) owned(o *owner) *node[V] {
-	if n.own == o {
-		return n
+// setText gives the node a label and the firsts of its kids. The label may be in the node's own text.
+func (n *node[V]) setText(label string) {
+	var buf [4 * short]byte
+	b := append(buf[:0], label...)
+	for i := range n.kids {
+		b = append(b, n.kids[i].both()[0])
 	}
-	c := *n
-	c.own = o
-	c.kids = append(make([]*node[V], 0, len(n.kids)+1), n.kids...)
-	return &c
+	n.cut, n.count, n.long = uint32(len(label)), uint32(len(n.kids)), ""
+	if len(b) > short {
+		n.long = string(b)
+		return
+	}
+	copy(n.text[:], b)
 }
+
+func (n *node[V]) empty() bool { return n.val == nil && len(n.kids) == 0 }
 
 // update sets the value of key to f(old value); nil stands for "no value" both ways. It returns the new tree.
 func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
 	if n == nil {
 		if v := f(nil); v != nil {
-			return leafNode(o, key, v)
+			m := leafNode(key, v)
+			return &m
 		}
 		return nil
 	}
+	m := *n
+	switch {
+	case !m.set(o, key, f):
+		return n
+	case m.empty():
+		return nil
+	}
+	return &m
+}
+
+// set is update for a node that is not visible to readers. It tells whether the node has changed.
+func (n *node[V]) set(o *owner, key string, f func(*V) *V) bool {
 	label := n.label()
 	l := commonPrefix(label, key)
 	switch {
 	case l < len(label):
 		v := f(nil)
 		if v == nil {
-			return n
+			return false
 		}
-		tail := n.owned(o)
-		mid := &node[V]{text: label[:l+1], cut: l, kids: []*node[V]{tail}, own: o}
-		tail.text, tail.cut = tail.text[l:], tail.cut-l
+		tail := *n
+		tail.setText(label[l:])
+		mid := node[V]{own: o}
 		if l == len(key) {
-			mid.val = v
+			mid.val, mid.kids = v, []node[V]{tail}
 		} else {
-			mid.addKid(leafNode(o, key[l:], v))
+			mid.kids = []node[V]{tail, leafNode(key[l:], v)}
+			if key[l] < label[l] {
+				slices.Reverse(mid.kids)
+			}
 		}
-		return mid
+		mid.setText(label[:l])
+		*n = mid
+		return true
 	case l == len(key):
 		v := f(n.val)
 		if v == n.val {
-			return n
+			return false
 		}
-		m := n.owned(o)
-		m.val = v
-		return m.compact(o)
+		n.val = v
+		n.compact()
+		return true
 	}
 	rest := key[l:]
 	i := strings.IndexByte(n.firsts(), rest[0])
 	if i < 0 {
 		v := f(nil)
 		if v == nil {
-			return n
+			return false
 		}
-		m := n.owned(o)
-		m.addKid(leafNode(o, rest, v))
-		return m
+		i = 0
+		for first := n.firsts(); i < len(first) && first[i] < rest[0]; {
+			i++
+		}
+		n.kids = slices.Concat(n.kids[:i], []node[V]{leafNode(rest, v)}, n.kids[i:]) // exactly as long: most stay as they are
+		n.own = o
+		n.setText(label)
+		return true
 	}
-	kid := n.kids[i].update(o, rest, f)
-	if kid == n.kids[i] {
-		return n
+	kid := n.kids[i]
+	if !kid.set(o, rest, f) {
+		return false
 	}
-	m := n.owned(o)
-	if kid != nil {
-		m.kids[i] = kid
-		return m
+	if kid.empty() {
+		n.kids = slices.Concat(n.kids[:i], n.kids[i+1:])
+		n.own = o
+		n.setText(label)
+		n.compact()
+		return true
 	}
-	m.kids = append(m.kids[:i], m.kids[i+1:]...)
-	m.setText(label, n.firsts()[:i]+n.firsts()[i+1:])
-	return m.compact(o)
+	if n.own != o {
+		n.kids, n.own = slices.Clone(n.kids), o
+	}
+	n.kids[i] = kid
+	return true
 }
 
-func leafNode[V any](o *owner, key string, v *V) *node[V] {
-	return &node[V]{text: key, cut: len(key), val: v, own: o}
+func leafNode[V any](key string, v *V) node[V] {
+	n := node[V]{val: v}
+	n.setText(key)
+	return n
 }
 
-// addKid inserts a child whose first byte is new. n must be owned.
-func (n *node[V]) addKid(k *node[V]) {
-	i, first := 0, n.firsts()
-	for i < len(first) && first[i] < k.text[0] {
-		i++
+// compact joins a node without value and its only child.
+func (n *node[V]) compact() {
+	if n.val != nil || len(n.kids) != 1 {
+		return
 	}
-	n.setText(n.label(), first[:i]+k.text[:1]+first[i:])
-	n.kids = append(n.kids, nil)
-	copy(n.kids[i+1:], n.kids[i:])
-	n.kids[i] = k
-}
-
-// compact drops a node without value and children and joins one with a single child. n must be owned.
-func (n *node[V]) compact(o *owner) *node[V] {
-	if n.val != nil || len(n.kids) > 1 {
-		return n
-	}
-	if len(n.kids) == 0 {
-		return nil
-	}
-	k := n.kids[0].owned(o)
-	k.setText(n.label()+k.label(), k.firsts())
-	return k
+	kid := n.kids[0]
+	kid.setText(n.label() + kid.label())
+	*n = kid
 }
 
 // get returns the value of exactly key, nil when there is none.
@@ -135,7 +171,7 @@ func (n *node[V]) get(key string) *V {
 		if i < 0 {
 			return nil
 		}
-		n = n.kids[i]
+		n = &n.kids[i]
 	}
 	return nil
 }
@@ -150,14 +186,15 @@ type walk[V any] struct {
 func (w *walk[V]) next() (*V, int) {
 	for w.n != nil {
 		n := w.n
-		if !strings.HasPrefix(w.rest, n.label()) {
+		both := n.both()
+		if !strings.HasPrefix(w.rest, both[:n.cut]) {
 			break
 		}
 		w.rest = w.rest[n.cut:]
 		w.n = nil
 		if w.rest != "" {
-			if i := strings.IndexByte(n.firsts(), w.rest[0]); i >= 0 {
-				w.n = n.kids[i]
+			if i := strings.IndexByte(both[n.cut:], w.rest[0]); i >= 0 {
+				w.n = &n.kids[i]
 			}
 		}
 		if n.val != nil {
