@@ -152,6 +152,8 @@ type NodeStatus struct {
 	Alive        bool   `json:"alive"`
 	AppliedIndex uint64 `json:"applied_index"`
 	Version      string `json:"version"`
+
+	ServedIndex *uint64 `json:"served_index,omitempty"` // config index that its requests are served with; nil where the node does not say
 }
 
 // Errors that callers tell apart.

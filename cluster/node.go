@@ -27,6 +27,7 @@ type Node struct {
 	advertise string
 	onForward atomic.Pointer[func(context.Context, []byte) ([]byte, error)]
 	onTell    atomic.Pointer[func(context.Context, []byte) error]
+	onServed  atomic.Pointer[func() uint64]
 	readIndex coalesced
 	holdLevel atomic.Bool
 	refused   refusals

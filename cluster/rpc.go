@@ -136,15 +136,22 @@ type peerStatus struct {
 	Version string `json:"version"`
 	Term    uint64 `json:"term"`
 	Leader  peer   `json:"leader"`
+
+	Served *uint64 `json:"served,omitempty"` // config index that its requests are served with; nil: it does not say
 }
 
 func (m *membership) status() peerStatus {
 	addr, id := m.leader()
 	state := map[raft.RaftState]string{raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate"}[m.raft.State()]
-	return peerStatus{
+	s := peerStatus{
 		ID: m.id.NodeID, State: state, Applied: max(m.machine.index(), m.raft.AppliedIndex()), Keyed: m.keyed.Load(), Version: m.opt.Version,
 		Term: m.raft.CurrentTerm(), Leader: peer{id, addr},
 	}
+	if served := m.onServed.Load(); served != nil {
+		index := (*served)()
+		s.Served = &index
+	}
+	return s
 }
 
 // askAll asks every member for its status, this node included; who does not answer in time is left out.

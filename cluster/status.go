@@ -8,6 +8,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// HandleServed sets what tells with which config index this node serves requests. It is part of the node's status from then on.
+func (n *Node) HandleServed(f func() uint64) { n.onServed.Store(&f) }
+
 // Status asks every node how it is. A node that does not answer within a second is not alive.
 func (n *Node) Status(ctx context.Context) Status {
 	m, err := n.membership()
@@ -28,7 +31,7 @@ func (n *Node) Status(ctx context.Context) Status {
 			ns.Name, ns.Version = row.Val.Name, row.Val.Version
 		}
 		if a, ok := answers[id]; ok {
-			ns.Alive, ns.State, ns.AppliedIndex, ns.Version = true, a.State, a.Applied, a.Version
+			ns.Alive, ns.State, ns.AppliedIndex, ns.ServedIndex, ns.Version = true, a.State, a.Applied, a.Served, a.Version
 		} else {
 			all = false
 		}

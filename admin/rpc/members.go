@@ -27,7 +27,7 @@ func (m members) status(ctx context.Context) *adminv1.StatusResponse {
 	}
 	for _, n := range s.Nodes {
 		out.Nodes = append(out.Nodes, &adminv1.Node{
-			Id: n.ID, Name: n.Name, Address: n.Address, Role: n.Role, State: n.State, Alive: n.Alive, AppliedIndex: n.AppliedIndex, Version: n.Version,
+			Id: n.ID, Name: n.Name, Address: n.Address, Role: n.Role, State: n.State, Alive: n.Alive, AppliedIndex: n.AppliedIndex, ServedIndex: n.ServedIndex, Version: n.Version,
 		})
 	}
 	return out

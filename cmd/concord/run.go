@@ -281,6 +281,7 @@ func (n *node) start() error {
 		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client,
 		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname, Keep: &n.keep, Roots: roots},
 	})
+	n.cluster.HandleServed(n.compiler.Holder().PublishedIndex)
 	n.upstream = upstream.New(upstream.Options{
 		Resolver: names, DNS: policy, MaxNames: n.s.DNSCacheSize,
 		Guard: upstream.KeepOut(n.ownPorts), MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),

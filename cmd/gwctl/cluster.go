@@ -31,7 +31,17 @@ type node struct {
 	State        string `json:"state" yaml:"state"`
 	Alive        bool   `json:"alive" yaml:"alive"`
 	AppliedIndex uint64 `json:"applied_index" yaml:"applied_index"`
-	Version      string `json:"version" yaml:"version"`
+	// ServedIndex is the config index that its requests are served with; nil on nodes of older versions.
+	ServedIndex *uint64 `json:"served_index,omitempty" yaml:"served_index,omitempty"`
+	Version     string  `json:"version" yaml:"version"`
+}
+
+// serves tells whether the node's requests see the change at an index.
+func (n *node) serves(index uint64) bool {
+	if n.ServedIndex == nil {
+		return n.AppliedIndex >= index
+	}
+	return *n.ServedIndex >= index
 }
 
 func clusterCmd(o *options) *cobra.Command {

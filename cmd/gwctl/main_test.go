@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -84,6 +85,28 @@ func admin(calls string) http.Handler {
 	entities(mux, calls)
 	mux.HandleFunc("/nonsense/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") })
 	return mux
+}
+
+// TestWait: a node that has applied a change and does not serve it yet is waited for; what a node of an older version does not say is not.
+func TestWait(t *testing.T) {
+	const nodes = `{"nodes":[{"name":"a","alive":true,"applied_index":42,"served_index":%d},{"name":"b","alive":true,"applied_index":42},{"name":"c","alive":false}]}`
+	var asked atomic.Int64
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch w.Header().Set("X-Config-Index", "42"); r.URL.Path {
+		case "/endpoints":
+			fmt.Fprint(w, `{"data":["/services","/services/{services}"]}`)
+		case "/cluster/status":
+			fmt.Fprintf(w, nodes, min(39+asked.Add(1), 42))
+		default:
+			fmt.Fprint(w, `{"id":"x"}`)
+		}
+	}))
+	defer api.Close()
+	var said bytes.Buffer
+	code := execute(t.Context(), []string{"--admin", api.URL, "create", "service", "name=x", "--wait"}, strings.NewReader(""), io.Discard, &said)
+	if code != 0 || asked.Load() != 3 || !strings.Contains(said.String(), "committed at 42, live on 2/3 nodes in ") || !strings.Contains(said.String(), "c does not answer") {
+		t.Errorf("code %d after %d questions: %s", code, asked.Load(), said.String())
+	}
 }
 
 func TestExitCodes(t *testing.T) {

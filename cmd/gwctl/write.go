@@ -45,8 +45,7 @@ func (o *options) write(cmd *cobra.Command, wait bool, r request, out any, show 
 	return nil
 }
 
-// await returns once every live node has applied index. The node that answered the write serves it already; what the others have applied is what
-// they say when the status asks them.
+// await returns once every live node serves the change at index: its data plane has published it, as it says itself when the status asks.
 func (o *options) await(cmd *cobra.Command, index uint64, start time.Time) (string, error) {
 	if index == 0 {
 		return "", errors.New("the node did not say at which index (X-Config-Index)")
@@ -66,7 +65,7 @@ func (o *options) await(cmd *cobra.Command, index uint64, start time.Time) (stri
 			switch {
 			case !n.Alive:
 				missing += ", " + n.Name + " does not answer"
-			case n.AppliedIndex >= index:
+			case n.serves(index):
 				live++
 			default:
 				behind += ", " + n.Name

@@ -1,13 +1,46 @@
 package e2e
 
 import (
+	"fmt"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"concord/test/harness"
 )
+
+// TestGwctlWait: when --wait returns, every node's proxy serves the change, not only its copy of the configuration.
+func TestGwctlWait(t *testing.T) {
+	t.Parallel()
+	c := harness.StartCluster(t, 3)
+	echo := harness.StartEcho(t)
+	if _, err := c.Any().Gwctl("create", "service", "name=s", "url="+echo.URL); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		path := fmt.Sprintf("/w%d", i)
+		node := c.Any()
+		cmd := exec.CommandContext(t.Context(), harness.Bin(t, "gwctl"), "--admin", "http://"+node.Admin, "create", "route", "--service", "s", "name=r"+strconv.Itoa(i), "paths[]="+path, "--wait")
+		cmd.Env = node.Environ()
+		out, err := cmd.CombinedOutput()
+		if err != nil || !regexp.MustCompile(`committed at \d+, live on 3/3 nodes in \d+ ms`).Match(out) {
+			t.Fatalf("%v %s", err, out)
+		}
+		for _, n := range c.Nodes {
+			if a := n.Get(path); a.Status != 200 {
+				t.Errorf("%s does not serve %s after --wait: %d %s", n.Name, path, a.Status, a.Body)
+			}
+		}
+	}
+	a := c.Any().JSON("GET", "/cluster/status", "")
+	for _, n := range a.JSON()["nodes"].([]any) {
+		if n, _ := n.(map[string]any); n["served_index"] == nil {
+			t.Errorf("no served_index: %v", n)
+		}
+	}
+}
 
 // TestGwctl puts a service behind a cluster with one command, pastes what it prints, and looks at what it has made.
 func TestGwctl(t *testing.T) {

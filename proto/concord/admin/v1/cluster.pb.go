@@ -32,6 +32,7 @@ type Node struct {
 	Alive         bool                   `protobuf:"varint,6,opt,name=alive,proto3" json:"alive,omitempty"`
 	AppliedIndex  uint64                 `protobuf:"varint,7,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	ServedIndex   *uint64                `protobuf:"varint,9,opt,name=served_index,json=servedIndex,proto3,oneof" json:"served_index,omitempty"` // config index that its requests are served with; absent where the node does not say
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +121,13 @@ func (x *Node) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Node) GetServedIndex() uint64 {
+	if x != nil && x.ServedIndex != nil {
+		return *x.ServedIndex
+	}
+	return 0
 }
 
 type StatusRequest struct {
@@ -702,7 +710,7 @@ var File_concord_admin_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_concord_admin_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1econcord/admin/v1/cluster.proto\x12\x10concord.admin.v1\x1a\x1egoogle/protobuf/duration.proto\"\xc3\x01\n" +
+	"\x1econcord/admin/v1/cluster.proto\x12\x10concord.admin.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfc\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -711,7 +719,9 @@ const file_concord_admin_v1_cluster_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
 	"\x05alive\x18\x06 \x01(\bR\x05alive\x12#\n" +
 	"\rapplied_index\x18\a \x01(\x04R\fappliedIndex\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion\"\x0f\n" +
+	"\aversion\x18\b \x01(\tR\aversion\x12&\n" +
+	"\fserved_index\x18\t \x01(\x04H\x00R\vservedIndex\x88\x01\x01B\x0f\n" +
+	"\r_served_index\"\x0f\n" +
 	"\rStatusRequest\"\x8c\x02\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
@@ -808,6 +818,7 @@ func file_concord_admin_v1_cluster_proto_init() {
 	if File_concord_admin_v1_cluster_proto != nil {
 		return
 	}
+	file_concord_admin_v1_cluster_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
