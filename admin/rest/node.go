@@ -1,6 +1,8 @@
 package rest
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math"
 	"net/http"
@@ -128,9 +130,10 @@ func (a *API) status(c *call) (answer, error) {
 	if a.o.Info.Counters != nil {
 		n = a.o.Info.Counters()
 	}
-	reachable := true
+	reachable, id := true, ""
 	if a.o.Cluster != nil {
-		reachable = a.o.Cluster.Status(c.r.Context()).Leader != ""
+		s := a.o.Cluster.Status(c.r.Context())
+		reachable, id = s.Leader != "", s.ClusterID
 	}
 	return answer{status: http.StatusOK, body: map[string]any{
 		"memory": map[string]any{
@@ -141,8 +144,16 @@ func (a *API) status(c *call) (answer, error) {
 			"connections_active": n.Active, "connections_reading": 0, "connections_writing": n.Active, "connections_waiting": 0,
 			"connections_accepted": n.Accepted, "connections_handled": n.Accepted, "total_requests": n.Requests,
 		},
-		"database": map[string]any{"reachable": reachable},
+		"database":           map[string]any{"reachable": reachable},
+		"configuration_hash": configurationHash(id, a.o.Service.Index()),
 	}}, nil
+}
+
+// configurationHash is the same on all nodes that hold the same configuration, and another one after each change. Kong has it where there is no
+// database, and makes it of the configuration's text; it has as many digits.
+func configurationHash(clusterID string, index uint64) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", clusterID, index))
+	return hex.EncodeToString(sum[:16])
 }
 
 func memoryFormat(unit, scale string) (string, int, error) {

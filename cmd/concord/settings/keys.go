@@ -88,8 +88,8 @@ func groups() []group {
 				Doc: "Ask programs on this machine for an admin token too. While the cluster has none, they may make the first: `gwctl token create`."},
 			{Name: "admin_allowed_hosts", Form: "list", set: list(func(s *Settings) *[]string { return &s.AdminAllowedHosts }),
 				Doc: "Host names, besides localhost and the listeners' addresses, under which browsers may call the Admin API."},
-			{Name: "admin_gui_url", Form: "list of URLs", set: list(func(s *Settings) *[]string { return &s.AdminAllowedOrigins }),
-				Doc: "Origins whose pages may call the Admin API from a browser."},
+			{Name: "admin_gui_url", Form: "list of URLs", set: origins(func(s *Settings) *[]string { return &s.AdminAllowedOrigins }),
+				Doc: "Where web consoles are, such as `https://manager.example.com:8445/manager`: pages of their origins may call the Admin API from a browser, as those of this machine may."},
 		}},
 		{"Cluster", []Key{
 			{Name: "cluster_listen", Default: "0.0.0.0:7373", Form: "address", set: address(true, func(s *Settings) *string { return &s.ClusterListen }),

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -38,6 +39,26 @@ func list(f func(*Settings) *[]string, allowed ...string) setter {
 				return fmt.Errorf("%q is not known (%s)", e, strings.Join(allowed, ", "))
 			}
 			*f(s) = append(*f(s), e)
+		}
+		return nil
+	}
+}
+
+// origins takes URLs, of which browsers name the origin only (RFC 6454, 4).
+func origins(f func(*Settings) *[]string) setter {
+	return func(s *Settings, v string) error {
+		if err := list(f)(s, v); err != nil {
+			return err
+		}
+		for i, text := range *f(s) {
+			u, err := url.Parse(strings.ToLower(text))
+			if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+				return fmt.Errorf("%q is not a URL such as https://manager.example.com:8445", text)
+			}
+			if u.Scheme == "http" && u.Port() == "80" || u.Scheme == "https" && u.Port() == "443" {
+				u.Host = u.Host[:strings.LastIndexByte(u.Host, ':')]
+			}
+			(*f(s))[i] = u.Scheme + "://" + u.Host
 		}
 		return nil
 	}
