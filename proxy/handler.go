@@ -244,14 +244,14 @@ func (h *Handler) routed(x *exchange.Exchange, r *run) {
 	x.Route = t.Route.Entity
 	path := x.Request.Path
 	x.Captures = t.AppendCaptures(x.Captures[:0], path)
-	if x.Route.StripPath {
+	if t.Route.StripPath {
 		r.prefix = t.Prefix(path)
 	}
 	if s := t.Service; s != nil {
 		x.Service = s.Entity
 		x.Upstream = s.Upstream
-		x.Upstream.Path = x.Keep(router.AppendUpstreamPath(x.Scratch(), s.Upstream.Path, x.Route.StripPath, r.prefix, path))
-		if x.Route.PreserveHost {
+		x.Upstream.Path = x.Keep(router.AppendUpstreamPath(x.Scratch(), s.Upstream.Path, t.Route.StripPath, r.prefix, path))
+		if t.Route.PreserveHost {
 			x.Upstream.HostHeader = x.Request.Host
 		}
 	}

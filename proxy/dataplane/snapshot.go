@@ -73,7 +73,7 @@ func (s *Snapshot) Find(q *router.Query) (Target, bool) {
 		return Target{}, false
 	}
 	t := Target{Match: m}
-	t.Service, t.Chain = s.follow(m.Route.Slot, forHTTP)
+	t.Service, t.Chain = s.follow(m.Slot, forHTTP)
 	return t, true
 }
 

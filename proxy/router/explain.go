@@ -43,7 +43,8 @@ func (r *Router) Explain(q *Query, limit int) []Verdict {
 	}
 	seen := map[*entry]bool{}
 	look := func(l *leaf) {
-		for _, e := range l.entries {
+		for _, c := range l.entries {
+			e := c.entry
 			if seen[e] {
 				continue // it stands under each of its hosts
 			}
@@ -81,8 +82,8 @@ func (n *node[V]) each(f func(*V)) {
 	if n.val != nil {
 		f(n.val)
 	}
-	for i := range n.kids {
-		n.kids[i].each(f)
+	for i := range n.kids() {
+		n.kids()[i].each(f)
 	}
 }
 

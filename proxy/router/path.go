@@ -16,6 +16,9 @@ func (m Match) Prefix(path string) string {
 // AppendCaptures appends the regex captures of path to dst, alternating name and value: every group under its number,
 // named groups under their name too.
 func (m Match) AppendCaptures(dst []string, path string) []string {
+	if m.plain {
+		return dst
+	}
 	re := m.entry.re
 	if re == nil || re.NumSubexp() == 0 {
 		return dst

@@ -193,8 +193,8 @@ func dump(r *Router) []string {
 			}
 		}
 		out = append(out, s)
-		for i := range n.kids {
-			paths(prefix+"|"+n.label(), &n.kids[i])
+		for i := range n.kids() {
+			paths(prefix+"|"+n.label(), &n.kids()[i])
 		}
 	}
 	var names func(prefix string, n *node[hostPaths])
@@ -210,8 +210,8 @@ func dump(r *Router) []string {
 				paths(s+" "+p.port, p.tree)
 			}
 		}
-		for i := range n.kids {
-			names(s, &n.kids[i])
+		for i := range n.kids() {
+			names(s, &n.kids()[i])
 		}
 	}
 	for i := range r.hosts {

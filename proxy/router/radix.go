@@ -9,30 +9,37 @@ import (
 // owner marks the arrays made during one Edit: they are not yet visible to readers and may be changed in place.
 type owner struct{ _ byte }
 
-// short is how many bytes of text have room in a node, which makes it 128 bytes.
-const short = 64
+// short is how many bytes of text have room in a node, which makes it a cache line.
+const short = 26
 
 // node is a byte radix tree that is shared between versions: an update copies the path to the changed key
 // only. The shape depends on the keys alone, not on the order of updates.
 //
-// A look-up among many keys waits for memory and for little else. So a node is two cache lines that are asked for at once, its text is in
-// them, and so are those of its children in one array: each step waits once.
+// A look-up among many keys waits for memory and for little else. So a node is one cache line, its text is in it, and its children lie
+// in one array: each step waits once.
 type node[V any] struct {
 	val   *V
-	kids  []node[V]
-	own   *owner // of the array of kids
-	long  string // label and firsts in a row, if they have no room in text
-	cut   uint32 // where they meet
-	count uint32 // of firsts: len(kids)
+	first *node[V] // of the kids, which are in the order of the first bytes of their labels
+	own   *owner   // of the array of kids
+	long  *byte    // label and firsts in a row, if they have no room in text
+	cut   uint32   // where they meet
+	count uint16   // of kids, and so of firsts
 	text  [short]byte
+}
+
+func (n *node[V]) kids() []node[V] { return unsafe.Slice(n.first, n.count) }
+
+func (n *node[V]) setKids(o *owner, kids []node[V]) {
+	n.first, n.count, n.own = unsafe.SliceData(kids), uint16(len(kids)), o
 }
 
 // both are label and firsts in a row. They are valid as long as the node is not changed.
 func (n *node[V]) both() string {
-	if n.long != "" {
-		return n.long
+	size := int(n.cut) + int(n.count)
+	if size <= short {
+		return unsafe.String(&n.text[0], size)
 	}
-	return unsafe.String(&n.text[0], n.cut+n.count)
+	return unsafe.String(n.long, size)
 }
 
 // label is the bytes between the parent and the node; the root may have one too.
@@ -41,22 +48,22 @@ func (n *node[V]) label() string { return n.both()[:n.cut] }
 // firsts are the first bytes of the children's labels, ascending.
 func (n *node[V]) firsts() string { return n.both()[n.cut:] }
 
-// setText gives the node a label and the firsts of its kids. The label may be in the node's own text.
+// setText gives the node a label, which may be in its own text, and the firsts of its kids.
 func (n *node[V]) setText(label string) {
-	var buf [4 * short]byte
+	var buf [256]byte
 	b := append(buf[:0], label...)
-	for i := range n.kids {
-		b = append(b, n.kids[i].both()[0])
+	for i := range n.kids() {
+		b = append(b, n.kids()[i].both()[0])
 	}
-	n.cut, n.count, n.long = uint32(len(label)), uint32(len(n.kids)), ""
+	n.cut, n.long = uint32(len(label)), nil
 	if len(b) > short {
-		n.long = string(b)
+		n.long = unsafe.SliceData(slices.Clone(b))
 		return
 	}
 	copy(n.text[:], b)
 }
 
-func (n *node[V]) empty() bool { return n.val == nil && len(n.kids) == 0 }
+func (n *node[V]) empty() bool { return n.val == nil && n.count == 0 }
 
 // update sets the value of key to f(old value); nil stands for "no value" both ways. It returns the new tree.
 func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
@@ -89,14 +96,16 @@ func (n *node[V]) set(o *owner, key string, f func(*V) *V) bool {
 		}
 		tail := *n
 		tail.setText(label[l:])
-		mid := node[V]{own: o}
-		if l == len(key) {
-			mid.val, mid.kids = v, []node[V]{tail}
+		var mid node[V]
+		if kids := []node[V]{tail}; l == len(key) {
+			mid.val = v
+			mid.setKids(o, kids)
 		} else {
-			mid.kids = []node[V]{tail, leafNode(key[l:], v)}
+			kids = append(kids, leafNode(key[l:], v))
 			if key[l] < label[l] {
-				slices.Reverse(mid.kids)
+				slices.Reverse(kids)
 			}
+			mid.setKids(o, kids)
 		}
 		mid.setText(label[:l])
 		*n = mid
@@ -121,26 +130,24 @@ func (n *node[V]) set(o *owner, key string, f func(*V) *V) bool {
 		for first := n.firsts(); i < len(first) && first[i] < rest[0]; {
 			i++
 		}
-		n.kids = slices.Concat(n.kids[:i], []node[V]{leafNode(rest, v)}, n.kids[i:]) // exactly as long: most stay as they are
-		n.own = o
+		n.setKids(o, slices.Concat(n.kids()[:i], []node[V]{leafNode(rest, v)}, n.kids()[i:])) // no longer than that: most stay as they are
 		n.setText(label)
 		return true
 	}
-	kid := n.kids[i]
+	kid := n.kids()[i]
 	if !kid.set(o, rest, f) {
 		return false
 	}
 	if kid.empty() {
-		n.kids = slices.Concat(n.kids[:i], n.kids[i+1:])
-		n.own = o
+		n.setKids(o, slices.Concat(n.kids()[:i], n.kids()[i+1:]))
 		n.setText(label)
 		n.compact()
 		return true
 	}
 	if n.own != o {
-		n.kids, n.own = slices.Clone(n.kids), o
+		n.setKids(o, slices.Clone(n.kids()))
 	}
-	n.kids[i] = kid
+	n.kids()[i] = kid
 	return true
 }
 
@@ -152,10 +159,10 @@ func leafNode[V any](key string, v *V) node[V] {
 
 // compact joins a node without value and its only child.
 func (n *node[V]) compact() {
-	if n.val != nil || len(n.kids) != 1 {
+	if n.val != nil || n.count != 1 {
 		return
 	}
-	kid := n.kids[0]
+	kid := *n.first
 	kid.setText(n.label() + kid.label())
 	*n = kid
 }
@@ -171,7 +178,7 @@ func (n *node[V]) get(key string) *V {
 		if i < 0 {
 			return nil
 		}
-		n = &n.kids[i]
+		n = &n.kids()[i]
 	}
 	return nil
 }
@@ -194,7 +201,7 @@ func (w *walk[V]) next() (*V, int) {
 		w.n = nil
 		if w.rest != "" {
 			if i := strings.IndexByte(both[n.cut:], w.rest[0]); i >= 0 {
-				w.n = &n.kids[i]
+				w.n = &n.kids()[i]
 			}
 		}
 		if n.val != nil {

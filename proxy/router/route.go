@@ -34,6 +34,8 @@ type Route struct {
 	Slot   uint32
 	Plain  bool // of its protocols http is one, and grpc and grpcs are not: any request that matches may come
 
+	StripPath, PreserveHost bool // the entity's
+
 	hosts   []hostPattern
 	headers []headerRule
 	snis    []hostPattern
@@ -61,7 +63,7 @@ type entry struct {
 
 // Compile prepares a route for the router. The error names the field that cannot be used.
 func Compile(r *entity.Route, slot uint32) (*Route, error) {
-	c := &Route{Entity: r, Slot: slot}
+	c := &Route{Entity: r, Slot: slot, StripPath: r.StripPath, PreserveHost: r.PreserveHost}
 	c.Plain = slices.Contains(r.Protocols, "http") && !slices.Contains(r.Protocols, "grpc") && !slices.Contains(r.Protocols, "grpcs")
 	kinds, weight, sub := uint32(0), uint32(0), uint32(0)
 	use := func(w uint32) { kinds++; weight += w }

@@ -26,7 +26,9 @@ type Query struct {
 // Match is the winning route and the path that made it win.
 type Match struct {
 	Route *Route
+	Slot  uint32 // the route's
 	entry *entry
+	plain bool // the entry has no regex
 }
 
 // Router is an immutable set of routes.
@@ -51,8 +53,16 @@ type portPaths struct {
 // leaf is the entries of one host and one path prefix, best first.
 type leaf struct {
 	own     *owner
-	entries []*entry
-	only    [1]*entry // where entries begins its life, and mostly ends it
+	entries []candidate
+	only    [1]candidate // where entries begins its life, and mostly ends it
+}
+
+// candidate is an entry with what a look-up needs of it and of its route, which it would have to wait for one after the other.
+type candidate struct {
+	*entry
+	to      *Route
+	slot    uint32
+	certain bool // entry.indexed
 }
 
 // Len is the number of routes' paths held.
@@ -63,15 +73,15 @@ func (r *Router) Find(q *Query) (Match, bool) {
 	s := search{q: q}
 	s.hosts(r)
 	s.paths(r.any)
-	if s.best == nil {
+	if s.best.entry == nil {
 		return Match{}, false
 	}
-	return Match{Route: s.best.route, entry: s.best}, true
+	return Match{Route: s.best.to, Slot: s.best.slot, entry: s.best.entry, plain: s.best.certain}, true
 }
 
 type search struct {
 	q    *Query
-	best *entry
+	best candidate
 }
 
 func (s *search) hosts(r *Router) {
@@ -133,12 +143,13 @@ func (s *search) host(h *hostPaths, port string) {
 func (s *search) paths(t *node[leaf]) {
 	w := walk[leaf]{t, s.q.Path}
 	for l, _ := w.next(); l != nil; l, _ = w.next() {
-		for _, e := range l.entries {
-			if s.best != nil && e.compare(s.best) >= 0 {
+		for i := range l.entries {
+			c := &l.entries[i]
+			if s.best.entry != nil && c.compare(s.best.entry) >= 0 {
 				break
 			}
-			if e.matchRest(s.q) {
-				s.best = e
+			if c.certain || c.matchRest(s.q) {
+				s.best = *c
 				break
 			}
 		}
@@ -161,7 +172,7 @@ func (e *Edit) Router() *Router {
 	return &r
 }
 
-// Add puts in a route; the same Route must not be added twice.
+// Add puts in a route, whose Slot stays what it is; the same Route must not be added twice.
 func (e *Edit) Add(rt *Route) { e.apply(rt, leafAdd, 1) }
 
 // Remove takes out a route added before, by the same pointer.
@@ -224,8 +235,8 @@ func (l *leaf) owned(o *owner) *leaf {
 
 func leafAdd(l *leaf, o *owner, e *entry) *leaf {
 	l = l.owned(o)
-	i, _ := slices.BinarySearchFunc(l.entries, e, (*entry).compare)
-	l.entries = slices.Insert(l.entries, i, e)
+	i, _ := slices.BinarySearchFunc(l.entries, e, func(c candidate, e *entry) int { return c.compare(e) })
+	l.entries = slices.Insert(l.entries, i, candidate{e, e.route, e.route.Slot, e.indexed})
 	return l
 }
 
@@ -233,7 +244,7 @@ func leafRemove(l *leaf, o *owner, e *entry) *leaf {
 	if l == nil {
 		return nil
 	}
-	i := slices.Index(l.entries, e)
+	i := slices.IndexFunc(l.entries, func(c candidate) bool { return c.entry == e })
 	if i < 0 {
 		return l
 	}
