@@ -15,6 +15,10 @@ func chainOf(n int) (list []auditRecord, head auditRecord) {
 	prev := "anchor"
 	for i := range n {
 		rec := map[string]any{"seq": i + 5, "name": "a<b", "prev": prev, "changes": []any{map[string]any{"entity": "services", "id": "x", "before": "", "after": "y"}}}
+		rec["time"], rec["index"], rec["from"], rec["verb"] = 1_700_000_000_000+1000*(i+5), 105+i, "10.0.0.9", "transfer"
+		if i == 5 {
+			rec["detail"] = `to "b"`
+		}
 		text, _ := json.Marshal(rec)
 		text = []byte(strings.ReplaceAll(string(text), `\u003c`, "<"))
 		sum := sha256.Sum256(text)

@@ -83,6 +83,7 @@ func admin(calls string) http.Handler {
 		record(`{"cluster_id":"c1","nodes":[{"id":"id-1"},{"id":"id-2"},{"id":"id-3"}]}`)(w, r)
 	})
 	entities(mux, calls)
+	accessOf(mux, calls)
 	mux.HandleFunc("/nonsense/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") })
 	return mux
 }
