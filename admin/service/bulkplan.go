@@ -29,7 +29,8 @@ const (
 type bulkPlan struct {
 	s    *Service
 	b    Bulk
-	view *state.View // hides expired rows
+	view *state.View      // hides expired rows
+	all  []state.AnyTable // in the order of Service.inOrder
 	now  time.Time
 
 	ids     []state.ID                  // of the wanted rows; zero: not known yet
@@ -61,7 +62,7 @@ func (p *bulkPlan) pause() {
 
 func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	now := time.Now()
-	p := &bulkPlan{s: s, b: b, now: now, view: s.store.View().At(now.UnixMilli()), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
+	p := &bulkPlan{s: s, b: b, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
 		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
 	if b.Show {
 		p.res.Rows = make([][]byte, len(b.Rows))
@@ -73,7 +74,7 @@ func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	for i := range b.Rows {
 		of[b.Rows[i].Entity] = append(of[b.Rows[i].Entity], i)
 	}
-	for _, t := range s.inOrder() {
+	for _, t := range p.all {
 		p.claimed[t.Name()] = map[state.ID]int{}
 		if err := p.entity(ctx, t, of[t.Name()]); err != nil {
 			return nil, err
@@ -582,7 +583,7 @@ func content(rec schema.Record, without []string) string {
 
 // deletions deletes what is stored and not wanted.
 func (p *bulkPlan) deletions() error {
-	for _, t := range slices.Backward(p.s.inOrder()) {
+	for _, t := range slices.Backward(p.all) {
 		rows := t.Scan(p.view, "", "", state.ID{})
 		if p.b.Merge {
 			rows = p.removedRows(t)

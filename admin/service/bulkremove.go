@@ -55,7 +55,7 @@ func (p *bulkPlan) remove(t state.AnyTable, row state.AnyRow, named bool) {
 
 // referring calls f with the stored rows that refer to a row by fields with an action.
 func (p *bulkPlan) referring(t state.AnyTable, row state.AnyRow, action schema.RefAction, f func(state.AnyTable, state.AnyRow) bool) {
-	for _, by := range p.s.inOrder() {
+	for _, by := range p.all {
 		for _, field := range by.Def().Schema.ForeignFields() {
 			if field.Ref != t.Name() || field.OnDelete != action {
 				continue
