@@ -27,7 +27,7 @@ var consumerGroups = Def{Table: 23, Since: GroupsLevel, New: func() any { return
 		schema.ID(),
 		schema.CreatedAt(),
 		schema.UpdatedAt(),
-		required(schema.UTF8Name("name")),
+		{Name: "name", Type: schema.String, Required: true, Unique: true},
 		schema.Tags(),
 	},
 }}
