@@ -113,10 +113,15 @@ func (h *Handler) identifyClient(x *exchange.Exchange, r *run) {
 // maxHops is how many gateways of this kind a request may pass. Chains of a few are legitimate, a loop is not.
 const maxHops = 10
 
-// lastHop answers a TRACE or OPTIONS request that may go no further, and counts down what others may go (RFC 9110 §7.6.2).
+// lastHop refuses TRACE, as nginx does below Kong: its answer would show whoever asks what the request carries. It answers an OPTIONS request that
+// may go no further, and counts down what others may go (RFC 9110 §7.6.2).
 func lastHop(x *exchange.Exchange) error {
 	r := &x.Request
-	if r.Method != "OPTIONS" && r.Method != "TRACE" {
+	switch r.Method {
+	case "TRACE":
+		return &failure{status: 405, message: plugin.Message(405)}
+	case "OPTIONS":
+	default:
 		return nil
 	}
 	v, ok := r.Header.Lookup("Max-Forwards")
@@ -130,8 +135,6 @@ func lastHop(x *exchange.Exchange) error {
 	case n > 0:
 		r.Header.Set("Max-Forwards", x.Keep(strconv.AppendUint(x.Scratch(), n-1, 10)))
 		return nil
-	case r.Method == "TRACE": // the gateway does not show requests to whoever asks
-		return &failure{status: 405, message: plugin.Message(405)}
 	}
 	return &plugin.Exit{Status: 200}
 }

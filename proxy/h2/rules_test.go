@@ -269,6 +269,8 @@ func TestConnectionErrors(t *testing.T) {
 		{"data on stream 0", func(c *rawClient) { c.data(0, true, "x") }, http2.ErrCodeProtocol},
 		{"reset of an idle stream", func(c *rawClient) { c.do(c.fr.WriteRSTStream(1, 0)) }, http2.ErrCodeProtocol},
 		{"window of an idle stream", func(c *rawClient) { c.do(c.fr.WriteWindowUpdate(1, 1)) }, http2.ErrCodeProtocol},
+		{"short priority of an idle stream", func(c *rawClient) { c.do(c.fr.WriteRawFrame(http2.FramePriority, 0, 1, make([]byte, 4))) }, http2.ErrCodeFrameSize},
+		{"an idle stream depends on itself", func(c *rawClient) { c.do(c.fr.WritePriority(1, http2.PriorityParam{StreamDep: 1})) }, http2.ErrCodeProtocol},
 		{"window of 0", func(c *rawClient) { c.do(c.fr.WriteWindowUpdate(0, 0)) }, http2.ErrCodeProtocol},
 		{"window too large", func(c *rawClient) { c.do(c.fr.WriteWindowUpdate(0, 1<<31-1)) }, http2.ErrCodeFlowControl},
 		{"push", func(c *rawClient) {

@@ -46,15 +46,23 @@ func (c *conn) take(f *frame) error {
 			return &connError{ProtocolError, "PRIORITY without a stream"}
 		}
 		if len(f.payload) != 5 {
-			return &streamError{FrameSizeError, "PRIORITY is not 5 bytes"}
+			return c.wrongPriority(f.id, FrameSizeError, "PRIORITY is not 5 bytes")
 		}
 		if binary.BigEndian.Uint32(f.payload)&maxWindow == f.id {
-			return &streamError{ProtocolError, "a stream depends on itself"}
+			return c.wrongPriority(f.id, ProtocolError, "a stream depends on itself")
 		}
 	case framePush:
 		return &connError{ProtocolError, "PUSH_PROMISE was not allowed"}
 	}
 	return c.charge(1)
+}
+
+// wrongPriority is the error of one stream, or if that is idle, for which there may be no RST_STREAM (RFC 9113 §5.1), of the connection. c.mu is held.
+func (c *conn) wrongPriority(id uint32, code Code, reason string) error {
+	if c.stray(id) != nil {
+		return &connError{code, reason}
+	}
+	return &streamError{code, reason}
 }
 
 func (c *conn) takeHeaders(f *frame) error {

@@ -81,10 +81,11 @@ func headerAttacks() []attack {
 	add("H14", "ten gateways", "508", nil, nil, nil, "/x", "Via: "+via)
 	add("H14", "ten gateways in ten lines", "508", nil, nil, nil, "/x", strings.Split("Via: "+strings.ReplaceAll(via, ", ", "\nVia: "), "\n")...)
 	add("H14", "other gateways", "200", open, nil, nil, "/x", "Via: "+strings.ReplaceAll(via, "concord", "nginx"))
-	for _, m := range []string{"OPTIONS", "TRACE"} {
-		list = append(list,
-			attack{row: "H14", name: m + " that may go no further", send: m + " /x HTTP/1.1\r\n" + gw + "Max-Forwards: 0\r\n\r\n", codes: map[string]string{"OPTIONS": "200", "TRACE": "405"}[m]},
-			attack{row: "H14", name: m + " that may go three steps", send: m + " /x HTTP/1.1\r\n" + gw + "Max-Forwards: 3\r\n\r\n", codes: "200", sees: []string{m + " /x"}, has: []string{"Max-Forwards: 2\r\n"}})
+	list = append(list,
+		attack{row: "H14", name: "OPTIONS that may go no further", send: "OPTIONS /x HTTP/1.1\r\n" + gw + "Max-Forwards: 0\r\n\r\n", codes: "200"},
+		attack{row: "H14", name: "OPTIONS that may go three steps", send: "OPTIONS /x HTTP/1.1\r\n" + gw + "Max-Forwards: 3\r\n\r\n", codes: "200", sees: []string{"OPTIONS /x"}, has: []string{"Max-Forwards: 2\r\n"}})
+	for _, more := range []string{"", "Max-Forwards: 0\r\n", "Max-Forwards: 3\r\n", "Authorization: Basic eDp5\r\n"} {
+		list = append(list, attack{row: "H14", name: "TRACE " + more, send: "TRACE /x HTTP/1.1\r\n" + gw + more + "\r\n", codes: "405"})
 	}
 	add("H14", "Max-Forwards does not concern GET", "200", open, []string{"Max-Forwards: 0"}, nil, "/x", "Max-Forwards: 0")
 	return list
