@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -85,10 +86,13 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	if err := s.mayApply(ctx, &b); err != nil {
 		return BulkResult{}, err
 	}
-	if !s.bulk.TryLock() {
-		return BulkResult{}, &Error{Kind: Busy, Message: "Currently loading previous configuration"}
+	turn := turn{of: &s.bulk}
+	defer turn.end()
+	if !b.Merge || len(b.Rows)+len(b.Removals) > fewRows {
+		if err := turn.take(); err != nil {
+			return BulkResult{}, err
+		}
 	}
-	defer s.bulk.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, bulkTimeout)
 	defer cancel()
 	var last error
@@ -111,7 +115,13 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 			p.res.Index = p.view.Index()
 			return p.res, nil
 		}
-		r, err := s.append(ctx, p.puts, max(1, p.level))
+		pieces := cut(p.puts)
+		if len(pieces) > 1 {
+			if err := turn.take(); err != nil {
+				return BulkResult{}, err
+			}
+		}
+		r, err := s.append(ctx, pieces, max(1, p.level))
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
@@ -125,11 +135,32 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	return BulkResult{}, last
 }
 
-// append has the leader append the puts: as one entry, or in pieces that one more entry makes visible. level is what the puts need.
-func (s *Service) append(ctx context.Context, puts []command.Put, level uint32) (response, error) {
-	pieces := cut(puts)
+// fewRows are so few that they are compared and written like single mutations, any number of them at once.
+const fewRows = 64
+
+// turn is that of a large configuration: a node works on one at a time.
+type turn struct {
+	of    *sync.Mutex
+	taken bool
+}
+
+func (t *turn) take() error {
+	if t.taken = t.taken || t.of.TryLock(); !t.taken {
+		return &Error{Kind: Busy, Message: "Currently loading previous configuration"}
+	}
+	return nil
+}
+
+func (t *turn) end() {
+	if t.taken {
+		t.of.Unlock()
+	}
+}
+
+// append has the leader append the pieces: one as it is, more so that one more entry makes them visible. level is what the puts need.
+func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint32) (response, error) {
 	if len(pieces) == 1 {
-		return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Txn{Puts: puts}})
+		return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Txn{Puts: pieces[0]}})
 	}
 	if s.o.Machine.Level() < command.StageLevel {
 		return response{Error: &Error{Kind: Unavailable, Message: "so large a change needs all nodes at the version of this one",

@@ -2,7 +2,9 @@ package service_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"concord/admin/service"
@@ -168,5 +170,54 @@ func TestJoinedPages(t *testing.T) {
 		if len(seen) != c.want || pages != (c.want+3)/4 {
 			t.Errorf("%s: %d rows on %d pages", name, len(seen), pages)
 		}
+	}
+}
+
+// A few rows need not wait for each other, nor for a large configuration.
+func TestFewRowsDoNotWait(t *testing.T) {
+	s, log := newService(service.Options{})
+	log.Raise()
+	rows := []service.Wanted{wanted(entity.ConsumerGroups, "name", "gold"), wanted(entity.ConsumerGroups, "name", "silver")}
+	for i := range 20 {
+		rows = append(rows, wanted("consumers", "username", fmt.Sprint("c", i)))
+	}
+	if _, err := s.Apply(t.Context(), service.Bulk{Rows: rows}); err != nil {
+		t.Fatal(err)
+	}
+	begun, hold := make(chan bool), make(chan bool)
+	log.BeforePropose = func(c command.Command) error {
+		if op, ok := c.Op.(command.Stage); ok && op.Seq == 0 {
+			begun <- true
+			<-hold
+		}
+		return nil
+	}
+	var end sync.WaitGroup
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Apply(t.Context(), service.Bulk{Merge: true, Rows: large(3000)})
+		done <- err
+	}()
+	<-begun
+	if _, err := s.Apply(t.Context(), service.Bulk{Merge: true, Rows: large(100)}); kind(err) != service.Busy {
+		t.Errorf("a second large one: %v", err)
+	}
+	for i := range 20 {
+		end.Go(func() {
+			name := fmt.Sprint("c", i)
+			if _, err := s.Apply(t.Context(), service.Bulk{Merge: true, Rows: []service.Wanted{
+				wanted(entity.ConsumerGroupConsumers, "consumer", name, "consumer_group", "gold"), wanted(entity.ConsumerGroupConsumers, "consumer", name, "consumer_group", "silver"),
+			}}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	end.Wait()
+	close(hold)
+	if err := <-done; err != nil {
+		t.Errorf("the large one: %v", err)
+	}
+	if n := count(t, s, entity.ConsumerGroupConsumers); n != 40 {
+		t.Errorf("%d memberships", n)
 	}
 }

@@ -65,7 +65,7 @@ type Service struct {
 	store  *state.Store
 	tables map[string]state.AnyTable // of the Admin API, by plural name
 	auto   schema.Auto
-	bulk   sync.Mutex // one Apply at a time
+	bulk   sync.Mutex // one large Apply at a time
 	used   usage      // of admin tokens
 
 	watching *watching
