@@ -35,7 +35,7 @@ type Tuning struct {
 	ElectionTimeout   time.Duration // 1 s
 	LeaderLease       time.Duration // 500 ms without a majority until a leader steps down
 	LeaderWait        time.Duration // 10 s: how long a request waits for an election to end
-	QuorumWait        time.Duration // 1 s: how long it waits when a majority is down; five times that when it only keeps silent
+	QuorumWait        time.Duration // 1 s: how long it waits when a majority is down; when it only keeps silent, 1.8 times that
 	SnapshotThreshold uint64        // 8192 entries since the last snapshot
 	SnapshotInterval  time.Duration // 120 s between looks at SnapshotThreshold
 	TrailingLogs      uint64        // 10240 entries kept behind a snapshot; who is further behind gets the snapshot

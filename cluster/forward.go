@@ -121,24 +121,27 @@ var errNoLeader = errors.New("no leader is elected")
 func (s *seeker) setReason(r string) { s.mu.Lock(); s.why = r; s.mu.Unlock() }
 func (s *seeker) reason() string     { s.mu.Lock(); defer s.mu.Unlock(); return s.why }
 
-// silence is how many times QuorumWait voters are waited for that do not refuse but only keep silent, as those of a busy machine do.
-const silence = 5
+// silent is how long voters are waited for that do not refuse but only keep silent: longer, for those of a busy machine do so, too, and not
+// much longer, for so do those without power.
+func (t Tuning) silent() time.Duration { return t.QuorumWait * 9 / 5 }
 
 // guard ends the search once a majority of the voters could not be reached for QuorumWait: then waiting longer is in vain.
 func (s *seeker) guard(ctx context.Context, cancel context.CancelCauseFunc) {
-	wait := s.opt.Tuning.QuorumWait
+	wait, silent := s.opt.Tuning.QuorumWait, s.opt.Tuning.silent()
 	last, hope := s.begin, s.begin // when a majority was last reached, and when one was last possible
 	for ctx.Err() == nil {
-		reached, silent, voters, hint := s.probe(ctx)
+		pctx, done := context.WithDeadline(ctx, last.Add(silent))
+		reached, quiet, voters, hint := s.probe(pctx)
+		done()
 		s.mu.Lock()
 		s.hint = hint
 		s.mu.Unlock()
-		if reached+silent > voters/2 {
+		if reached+quiet > voters/2 {
 			hope = time.Now()
 		}
 		if reached > voters/2 {
 			last = time.Now()
-		} else if (time.Since(hope) >= wait || time.Since(last) >= silence*wait) && ctx.Err() == nil {
+		} else if (time.Since(hope) >= wait || time.Since(last) >= silent) && ctx.Err() == nil {
 			cancel(&NoLeaderError{Waited: time.Since(s.begin), Uncertain: s.uncertain.Load(),
 				Reason: fmt.Sprintf("%d of %d voters can be reached, a majority of %d is needed", reached, voters, voters/2+1)})
 			return

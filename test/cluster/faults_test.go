@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,6 +271,19 @@ func TestQuorumLoss(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests served alone", requests)
+
+	// A node that only keeps silent, as one without power does, is not waited for much longer.
+	c.Nodes[0].Signal(syscall.SIGSTOP)
+	defer c.Nodes[0].Signal(syscall.SIGCONT)
+	for _, method := range []string{"POST", "GET"} {
+		began := time.Now()
+		a := last.JSON(method, "/consumers", `{"username":"later"}`)
+		if took := time.Since(began); took > 6*time.Second || (a.Status == 503) != (method == "POST") {
+			t.Errorf("%s beside a silent node: %d after %v: %s", method, a.Status, took, a.Body)
+		} else {
+			t.Logf("%s beside a silent node: %d after %v", method, a.Status, took.Round(time.Millisecond))
+		}
+	}
 }
 
 // TestRestart stops all nodes, by SIGTERM and by SIGKILL, and starts them again: everything is there.
