@@ -40,7 +40,7 @@ func TestFailedWriteIsFatal(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			stores := map[string]*faulty{}
 			nodes := startCluster(t, 3, func(o *Options) {
-				o.Tuning.WriteStall = 500 * time.Millisecond
+				o.Tuning.WriteStall = 3 * time.Second // the disks of a busy machine take long for a good write, too
 				// No election in between: raft panics when it cannot note a term, which a process that has ended cannot do.
 				o.Tuning.HeartbeatTimeout, o.Tuning.ElectionTimeout, o.Tuning.LeaderLease = time.Second, time.Second, 500*time.Millisecond
 				f := &faulty{}
@@ -63,7 +63,7 @@ func TestFailedWriteIsFatal(t *testing.T) {
 				if !strings.Contains(err.Error(), filepath.Join(leader.opt.Prefix, "cluster", "raft", "raft.db")) {
 					t.Errorf("the fatal error does not name the file: %v", err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(30 * time.Second):
 				t.Fatal("the process went on")
 			}
 			m, err := leader.membership()
