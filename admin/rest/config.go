@@ -97,7 +97,7 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 	case flag(c, "check_hash") && res.Created+res.Updated+res.Deleted == 0:
 		return answer{status: http.StatusNotModified, index: res.Index}, nil
 	}
-	return answer{status: http.StatusCreated, body: entityMap(b.Rows, res.Rows), index: res.Index}, nil
+	return answer{status: http.StatusCreated, body: entityMap(b.Rows, res), index: res.Index}, nil
 }
 
 // summaryOf is the answer to ?diff and ?dry_run.
@@ -115,34 +115,30 @@ func summaryOf(res service.BulkResult, b service.Bulk) map[string]any {
 }
 
 // entityMap is Kong's answer: by entity, by id.
-func entityMap(rows []service.Wanted, texts [][]byte) []byte {
-	var b bytes.Buffer
-	b.WriteByte('{')
+func entityMap(rows []service.Wanted, res service.BulkResult) []byte {
 	list := map[string][]int{}
 	var order []string
+	size := 0
 	for i, r := range rows {
 		if list[r.Entity] == nil {
 			order = append(order, r.Entity)
 		}
 		list[r.Entity] = append(list[r.Entity], i)
+		size += len(res.Rows[i]) + len(res.IDs[i]) + len(`"":,`)
 	}
-	for n, entity := range order {
+	b := bytes.NewBuffer(make([]byte, 0, size+64*len(order)+2))
+	comma := func(n int) {
 		if n > 0 {
 			b.WriteByte(',')
 		}
-		b.Write(encode(entity))
-		b.WriteString(":{")
+	}
+	b.WriteByte('{')
+	for n, entity := range order {
+		comma(n)
+		fmt.Fprintf(b, "%q:{", entity)
 		for k, i := range list[entity] {
-			if k > 0 {
-				b.WriteByte(',')
-			}
-			var row struct {
-				ID string `json:"id"`
-			}
-			_ = json.Unmarshal(texts[i], &row) // a row
-			b.Write(encode(row.ID))
-			b.WriteByte(':')
-			b.Write(texts[i])
+			comma(k)
+			fmt.Fprintf(b, "%q:%s", res.IDs[i], res.Rows[i])
 		}
 		b.WriteByte('}')
 	}

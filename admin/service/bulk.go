@@ -20,8 +20,12 @@ import (
 	"concord/fsm/state"
 )
 
-// pieceSize is how much of a large transaction goes into one log entry, in bytes (raft's SuggestedMaxDataSize).
-const pieceSize = 512 << 10
+// How much of a transaction goes into one log entry, in bytes: all of it up to raft's SuggestedMaxDataSize. What is larger is cut into pieces
+// that keep no node busy for longer than a few milliseconds.
+const (
+	entrySize = 512 << 10
+	pieceSize = 128 << 10
+)
 
 // bulkTimeout bounds one Apply, retries included.
 const bulkTimeout = 3 * time.Minute
@@ -63,6 +67,7 @@ type BulkResult struct {
 	Created, Updated, Deleted, Unchanged int
 	Changes                              []BulkChange
 	Rows                                 [][]byte // the entities as JSON, in the order of Bulk.Rows
+	IDs                                  []string // and their ids
 }
 
 // BulkChange is one row that changes. Before and After hold secrets only as marks that tell whether they differ.
@@ -96,6 +101,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, bulkTimeout)
 	defer cancel()
 	var last error
+	var pace pace
 	for range attempts {
 		index, err := s.o.Log.ReadIndex(ctx)
 		if err == nil {
@@ -104,7 +110,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
-		p, err := s.planBulk(ctx, b)
+		p, err := s.planBulk(ctx, b, &pace)
 		if err == nil {
 			err = s.mayPut(p.view, actorOf(ctx), p.puts, b.DryRun)
 		}
@@ -169,11 +175,13 @@ func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint
 	id := uuid.New()
 	level = max(level, command.StageLevel)
 	for i, piece := range pieces {
+		begun := time.Now()
 		r, err := s.step(ctx, command.Command{Level: level, Op: command.Stage{ID: id, Seq: uint32(i), Puts: piece}})
 		if err != nil || r.Error != nil || r.Lost != "" {
 			s.forget(ctx, id)
 			return r, err
 		}
+		time.Sleep(time.Since(begun)) // all nodes have worked on it
 	}
 	return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
 }
@@ -185,16 +193,25 @@ func (s *Service) forget(ctx context.Context, id uuid.UUID) {
 	_, _ = s.step(ctx, command.Command{Level: command.StageLevel, Op: command.Commit{ID: id}})
 }
 
+// cut divides a transaction into what goes into one entry each.
 func cut(puts []command.Put) [][]command.Put {
 	const overhead = 48 // id, table, lengths
-	var pieces [][]command.Put
-	from, size := 0, 0
+	size := func(p command.Put) int { return len(p.Raw) + overhead }
+	all := 0
 	for i := range puts {
-		n := len(puts[i].Raw) + overhead
-		if size+n > pieceSize && i > from {
-			pieces, from, size = append(pieces, puts[from:i]), i, 0
+		all += size(puts[i])
+	}
+	if all <= entrySize {
+		return [][]command.Put{puts}
+	}
+	var pieces [][]command.Put
+	from, full := 0, 0
+	for i := range puts {
+		n := size(puts[i])
+		if full+n > pieceSize && i > from {
+			pieces, from, full = append(pieces, puts[from:i]), i, 0
 		}
-		size += n
+		full += n
 	}
 	return append(pieces, puts[from:])
 }

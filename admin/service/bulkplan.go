@@ -18,13 +18,6 @@ import (
 	"concord/fsm/state"
 )
 
-// A large configuration is compared at about two thirds of the speed of one processor, so that this node's requests do not feel it: after
-// so much work so long a pause.
-const (
-	workFor  = 2 * time.Millisecond
-	pauseFor = time.Millisecond
-)
-
 // bulkPlan is a configuration compared with one view.
 type bulkPlan struct {
 	s    *Service
@@ -48,24 +41,15 @@ type bulkPlan struct {
 	level   uint32 // that the cluster must have reached for them
 	changes []state.Change
 	res     BulkResult
-	rows    int
-	paused  time.Time
+	pace    *pace
 }
 
-// pause is called for each row.
-func (p *bulkPlan) pause() {
-	if p.rows++; p.rows%16 == 0 && time.Since(p.paused) > workFor {
-		time.Sleep(pauseFor)
-		p.paused = time.Now()
-	}
-}
-
-func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
+func (s *Service) planBulk(ctx context.Context, b Bulk, pace *pace) (*bulkPlan, error) {
 	now := time.Now()
-	p := &bulkPlan{s: s, b: b, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
+	p := &bulkPlan{s: s, b: b, pace: pace, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
 		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
 	if b.Show {
-		p.res.Rows = make([][]byte, len(b.Rows))
+		p.res.Rows, p.res.IDs = make([][]byte, len(b.Rows)), make([]string, len(b.Rows))
 	}
 	if err := p.removals(); err != nil {
 		return nil, err
@@ -142,6 +126,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 	named := make(map[string]int, len(rows))
 	p.named[t.Name()] = named
 	for _, i := range rows {
+		p.pace.rest()
 		bodies[i] = p.body(t, i)
 		if name, _ := bodies[i][key].(string); name != "" {
 			named[name] = i
@@ -153,6 +138,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 	}
 	for _, i := range rows {
+		p.pace.rest()
 		if !p.ids[i].IsZero() {
 			continue
 		}
@@ -163,7 +149,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 	}
 	for n, i := range rows {
-		if p.pause(); n%1024 == 0 && ctx.Err() != nil {
+		if p.pace.rest(); n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err := p.row(t, i, bodies[i]); err != nil {
@@ -171,24 +157,27 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 		delete(bodies, i)
 	}
-	return p.build(ctx, t, rows)
+	return p.build(ctx, t)
 }
 
-// build has the data plane try the changed rows of a table; if it refuses, one by one, to tell which.
-func (p *bulkPlan) build(ctx context.Context, t state.AnyTable, rows []int) error {
+// build has the data plane try the changed rows of a table, one by one, to tell which it refuses.
+func (p *bulkPlan) build(ctx context.Context, t state.AnyTable) error {
 	changes := p.changes
 	p.changes = nil
-	if p.s.o.DryBuild == nil || p.s.o.DryBuild(ctx, changes) == nil {
+	if p.s.o.DryBuild == nil {
 		return ctx.Err()
 	}
-	for _, i := range rows {
-		at := slices.IndexFunc(changes, func(c state.Change) bool { return c.ID == p.ids[i] })
-		if at < 0 {
+	for n := range changes {
+		p.pace.rest()
+		err := p.s.o.DryBuild(ctx, changes[n:n+1])
+		if err == nil {
 			continue
 		}
-		if err := p.s.o.DryBuild(ctx, changes[at:at+1]); err != nil {
-			p.fail(i, invalid(err).Fields)
+		i, wanted := p.claimed[t.Name()][changes[n].ID]
+		if !wanted || ctx.Err() != nil {
+			return cmp.Or(ctx.Err(), err)
 		}
+		p.fail(i, invalid(err).Fields)
 	}
 	return ctx.Err()
 }
@@ -380,6 +369,7 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 
 func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
 	if p.b.Show {
+		p.res.IDs[i] = p.ids[i].String()
 		p.res.Rows[i] = shown(pl.def, p.s.present(pl.def, row), expires, p.now, nil)
 	}
 }
@@ -552,7 +542,7 @@ func (p *bulkPlan) equal(t state.AnyTable, body, rec schema.Record) (state.ID, b
 	if p.alike[kind] == nil {
 		p.alike[kind] = map[string][]state.ID{}
 		for row := range t.Scan(p.view, "", "", state.ID{}) {
-			p.pause()
+			p.pace.rest()
 			if _, taken := p.claimed[t.Name()][row.ID]; taken || !p.b.Merge && !p.deletable(t, row) {
 				continue
 			}
@@ -589,7 +579,7 @@ func (p *bulkPlan) deletions() error {
 			rows = p.removedRows(t)
 		}
 		for row := range rows {
-			p.pause()
+			p.pace.rest()
 			if _, wanted := p.claimed[t.Name()][row.ID]; wanted || !p.deletable(t, row) {
 				if p.removed[t.Name()][row.ID] {
 					return refuse(Malformed, nil, "%s %s is both wanted and to be deleted", singular(t.Name()), row.ID)

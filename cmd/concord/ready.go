@@ -49,10 +49,10 @@ func (n *node) awaitReady() {
 	}
 }
 
-// yield leaves a third of the time that a large entry takes to the requests of a node that serves. Before the node is ready, nothing
+// yield leaves two thirds of the time that a large entry takes to the requests of a node that serves. Before the node is ready, nothing
 // matters more than the log.
 func (n *node) yield() {
-	if n.upToDate.Load() == nil || time.Since(n.yielded) < 2*time.Millisecond {
+	if n.upToDate.Load() == nil || time.Since(n.yielded) < 500*time.Microsecond {
 		return
 	}
 	time.Sleep(time.Millisecond)
