@@ -36,7 +36,7 @@ type AuditRecord struct {
 func auditDefs() []Def {
 	text := func(name string) schema.Field { return schema.Field{Name: name, Type: schema.String} }
 	number := func(name string) schema.Field { return schema.Field{Name: name, Type: schema.Number} }
-	return []Def{{Table: TableAuditRecords, New: func() any { return new(AuditRecord) }, Endpoints: NoEndpoints, Schema: &schema.Schema{
+	return []Def{{Table: TableAuditRecords, New: func() any { return new(AuditRecord) }, Endpoints: NoEndpoints, Journal: true, Schema: &schema.Schema{
 		Name: AuditRecords, Internal: true, Fields: []schema.Field{
 			text("id"), number("seq"), number("first"), number("index"), number("time"), text("token"), text("name"), text("from"), text("verb"), text("entity"),
 			{Name: "changes", Type: schema.Array, Elem: &schema.Field{Type: schema.RecordT, Fields: []schema.Field{text("entity"), text("id"), text("before"), text("after")}}},

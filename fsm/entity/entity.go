@@ -27,6 +27,8 @@ type Def struct {
 	// Joins are the two ends of a row that says that two entities belong together, and nothing else. Under the one, the id or the name of the
 	// other finds it. nil: the entity is no join.
 	Joins []Join
+	// Journal rows are appended by the machine, in the order of their ids. They are read in that order, and no subscriber hears of them.
+	Journal bool
 	// WriteOnly: nobody is shown the secrets of its rows.
 	WriteOnly bool
 	// Advise warns the client about a record that is valid but probably not what was meant; "" when all is well. nil: no advice.

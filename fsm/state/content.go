@@ -48,6 +48,13 @@ func headOfTime(ms int64) uint64 { return uint64(ms) ^ 1<<63 } // in the order o
 
 // get finds the place of a row.
 func (c *content) get(m *meta, id *ID) place {
+	if m.def.Journal {
+		k := c.trees[byID].seek(c, &point{headOf(id), *id})
+		if it := k.next(); it != nil && c.idAt(it.at) == *id {
+			return it.at
+		}
+		return 0
+	}
 	tag := tagOf(m.hashID(id))
 	b := c.hashes[byID].bucket(tag)
 	for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
@@ -154,7 +161,9 @@ func (t *table) weigh(slab int) {
 func (t *table) heads(r *record, tree func(x int, p *point), hash func(x int, head uint64)) {
 	id := r.rowID()
 	tree(byID, &point{headOf(&id), id})
-	hash(byID, t.m.hashID(&id))
+	if !t.m.def.Journal { // which has no hash: the tree's end is at hand, and a hash costs as much again to write
+		hash(byID, t.m.hashID(&id))
+	}
 	if r.expires != 0 {
 		tree(byExpiry, &point{headOfTime(r.expires), id})
 	}
@@ -175,6 +184,23 @@ func (t *table) link(old, at place) {
 	r := t.record(at)
 	t.heads(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at) })
 	t.live[at/perSlab] += padded(extent(t.bytes(at)))
+}
+
+// swap has the row at a place found in the stead of its older version, if nothing else than its place is to be changed for that.
+func (t *table) swap(old, at place) bool {
+	r, was := t.record(at), t.record(old)
+	if len(t.m.indexes) > 0 || r.expires != 0 || was.expires != 0 {
+		return false
+	}
+	id := r.rowID()
+	t.trees[byID].set(&t.content, &point{headOf(&id), id}, at)
+	if !t.m.def.Journal {
+		t.hashes[byID].set(t.m.hashID(&id), old, at)
+	}
+	t.live[at/perSlab] += padded(extent(t.bytes(at)))
+	t.live[old/perSlab] -= padded(extent(t.bytes(old)))
+	t.weigh(int(old / perSlab))
+	return true
 }
 
 func (t *table) unlink(at place) {

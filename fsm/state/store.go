@@ -106,7 +106,7 @@ func (s *Store) Tables() []AnyTable {
 	return list
 }
 
-// Changes is what one commit did: the net effect on each row, every row at most once.
+// Changes is what one commit did: the net effect on each row, every row at most once. Journals are left out.
 type Changes struct {
 	Index uint64
 	Reset bool // everything may have changed: List is empty, read the view

@@ -176,6 +176,9 @@ func (tx *Tx) write(w write) {
 
 func (tx *Tx) apply(slot int, old, next place) {
 	tx.dirty[slot] = true
+	if old != 0 && next != 0 && tx.work[slot].swap(old, next) {
+		return
+	}
 	if old != 0 {
 		tx.work[slot].unlink(old)
 	}
@@ -295,8 +298,7 @@ func (tx *Tx) changes() []Change {
 	list := make([]Change, 0, len(net))
 	for i, w := range net {
 		tx.yield(i)
-		if w.old != w.new { // not both 0: a row that came and went within the batch
-			t := tx.work[w.slot]
+		if t := tx.work[w.slot]; w.old != w.new && !t.m.def.Journal { // not both 0: a row that came and went within the batch
 			list = append(list, Change{Table: t.m.def.Table, ID: w.id, Old: t.value(w.old), New: t.value(w.new)})
 		}
 	}
