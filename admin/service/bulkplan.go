@@ -608,8 +608,10 @@ func (p *bulkPlan) listedBy(t state.AnyTable, row state.AnyRow) error {
 		return nil // all rows with lists go, or say what they want
 	}
 	for _, by := range p.s.store.Tables() {
-		for _, f := range by.Def().Schema.Fields {
-			if listed(f) != t.Name() {
+		fields := by.Def().Schema.Fields
+		for i := range fields { // for each row that goes: without copies
+			f := &fields[i]
+			if f.Elem == nil || f.Elem.Ref != t.Name() {
 				continue
 			}
 			for other := range by.Scan(p.view, "", "", state.ID{}) {
