@@ -20,8 +20,12 @@ const (
 )
 
 // rotateTickets makes the keys of TLS session tickets and moves them on by one when they are old. A ticket is thus readable for one to
-// two lives of a key; what was recorded before cannot be decrypted with what is found on a node afterwards.
+// two lives of a key; what was recorded before cannot be decrypted with what is found on a node afterwards. Before all members
+// know the table each node makes keys of its own.
 func (d *duties) rotateTickets(ctx context.Context, _ map[string]peerStatus) error {
+	if d.machine.Level() < entity.SharedLevel {
+		return nil
+	}
 	row, ok := d.rows.ticket.Get(d.rows.store.View(), metaID)
 	life := d.opt.Tuning.TicketKeyLife
 	if age := time.Duration((now() - row.Val.RotatedAt) * float64(time.Second)); ok && age < life && age > -life { // the clock may have been set back
@@ -50,7 +54,8 @@ func (d *duties) rotateTickets(ctx context.Context, _ map[string]peerStatus) err
 	if err != nil {
 		return err
 	}
-	err = d.commit(ctx, fsm.Cause{}, put)
+	res, err := d.propose(ctx, command.Command{Level: entity.SharedLevel, Actor: "cluster", Op: command.Txn{Puts: []command.Put{put}}})
+	err = errors.Join(err, res.Err)
 	if conflict := (*fsm.ConflictError)(nil); errors.As(err, &conflict) { // another leader has done it
 		return nil
 	}

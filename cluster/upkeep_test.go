@@ -244,6 +244,29 @@ func TestWildcard(t *testing.T) {
 	}
 }
 
+// TestTicketKeysNeedLevel: nothing is written to their table before all members know it.
+func TestTicketKeysNeedLevel(t *testing.T) {
+	t.Parallel()
+	n := startCluster(t, 1, func(o *Options) { o.Level = entity.SharedLevel - 1 })[0]
+	eventually(t, "level", func() error {
+		if level := n.machine.Level(); level != entity.SharedLevel-1 {
+			return fmt.Errorf("the cluster is at level %d", level)
+		}
+		return nil
+	})
+	m, err := n.membership()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := duties{membership: m}
+	if err := d.rotateTickets(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := n.rows.ticket.Get(n.rows.store.View(), metaID); ok {
+		t.Errorf("there are keys, and the cluster is at level %d", n.machine.Level())
+	}
+}
+
 // TestTicketKeys: every node gets the three keys of TLS session tickets, they move on by one, and never two leaders' keys are mixed.
 func TestTicketKeys(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ import (
 )
 
 // MaxLevel is the highest cluster level this binary understands; clusters begin at level 1. Level 2 has transactions in pieces, admin tokens and the audit log,
-// level 3 groups of consumers, level 4 what command.AuditLevel says.
+// level 3 groups of consumers and what entity.SharedLevel says, level 4 what command.AuditLevel says.
 const MaxLevel uint32 = 4
 
 // MaxRow is the largest row in bytes.

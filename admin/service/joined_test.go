@@ -64,6 +64,23 @@ func TestGroupsNeedLevel(t *testing.T) {
 	}
 }
 
+// What the acme plugin keeps waits for the level too.
+func TestKeptRowsNeedLevel(t *testing.T) {
+	s, log := newService(service.Options{})
+	raise(t, log) // to the one before
+	ctx := service.WithActor(context.Background(), service.Actor{Program: true})
+	create := service.Mutation{Verb: service.Create, Target: service.Target{Entity: entity.ACMEStorageTable}, Body: schema.Record{"key": "k", "value": "v"}}
+	if _, err := s.Mutate(ctx, create); kind(err) != service.Unavailable {
+		t.Errorf("before: %v", err)
+	}
+	log.Raise()
+	level := uint32(0)
+	log.BeforePropose = func(c command.Command) error { level = c.Level; return nil }
+	if _, err := s.Mutate(ctx, create); err != nil || level != entity.SharedLevel {
+		t.Errorf("afterwards: level %d, %v", level, err)
+	}
+}
+
 // A row that joins is found from both ends, by id and by name, and belongs to the tags that both ends have.
 func TestJoined(t *testing.T) {
 	s, log := newService(service.Options{})

@@ -13,7 +13,7 @@ type ACMEStorage struct {
 	CreatedAt float64 `json:"created_at"`
 }
 
-var acmeStorage = Def{Table: 22, New: func() any { return new(ACMEStorage) }, Runtime: true, WriteOnly: true, Schema: &schema.Schema{
+var acmeStorage = Def{Table: 22, Since: SharedLevel, New: func() any { return new(ACMEStorage) }, Runtime: true, WriteOnly: true, Schema: &schema.Schema{
 	Name:        ACMEStorageTable,
 	EndpointKey: "key",
 	TTL:         true,
