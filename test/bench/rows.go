@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -188,11 +189,9 @@ func (b *bench) round(r *row, warm bool) (out round, err error) {
 		own.requests = [][]byte{request(n.proxy, r.path)}
 	}
 	if r.alg != "" {
-		known := *r
-		known.kind = closed
-		same := own
-		same.once, same.requests = false, own.requests[:1]
-		if out.known, err = b.sample(&known, same, n, warm); err == nil {
+		same := own // as many as there are fresh ones: opening the connections counts in both
+		same.requests = slices.Repeat(own.requests[:1], len(own.requests))
+		if out.known, err = b.sample(r, same, n, warm); err == nil {
 			out.check, err = b.checkCost(r.alg)
 		}
 		if err != nil {
