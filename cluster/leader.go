@@ -421,6 +421,9 @@ func (m *membership) removeNode(ctx context.Context, id string, cause fsm.Cause)
 			return leaderError(err)
 		}
 	}
+	// A node that leaves asks for this itself, over a connection that is cut here: what was begun is ended all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Tuning.LeaderWait)
+	defer cancel()
 	m.port.Cut(id)
 	return m.commit(ctx, cause, puts...)
 }
