@@ -165,6 +165,12 @@ func TestAdminAttacks(t *testing.T) {
 	if out, err := other.Gwctl("audit", "verify"); err != nil || !strings.Contains(out, "are intact") {
 		t.Errorf("audit verify: %v %s", err, out)
 	}
+	out, err := other.Gwctl("audit", "tail", "-n", "1000")
+	for _, want := range []string{"create: join token for 1 voter", "join: node n2 ", "promote: node n2 ", "created admin_tokens", "deleted admin_tokens"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("audit tail: %v, no %q in\n%s", err, want, out)
+		}
+	}
 	a, b := leader.JSON("GET", "/admin/audit", ""), other.JSON("GET", "/admin/audit", "")
 	if a.Body != b.Body || !strings.Contains(a.Body, `"name":"ops"`) && !strings.Contains(a.Body, `"verb":"delete"`) {
 		t.Error("the nodes' audit logs differ")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -479,6 +480,15 @@ func TestReload(t *testing.T) {
 		if err != nil || !strings.Contains(out, want) {
 			t.Fatalf("no %q in: %v %s", want, err, out)
 		}
+	}
+	told := ""
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(told, "reload: changed: ") && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if told, err = n.Gwctl("audit", "tail"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !regexp.MustCompile(`node \S+ from .*reload: changed: .*proxy_listen`).MatchString(told) {
+		t.Errorf("the reload is not in the audit log:\n%s", told)
 	}
 	if status(n.Proxy) != 404 || status(second) != 404 {
 		t.Error("the new listener is not open")
