@@ -104,12 +104,17 @@ func (r auditRecord) line() string {
 	if who == "" {
 		who = "(no token)"
 	}
+	if r.From != "" {
+		who += " from " + r.From
+	}
 	what := []string{}
 	for _, c := range r.Changes {
 		verb := "changed"
 		switch {
 		case c.Before == "":
 			verb = "created"
+		case c.After == "" && r.Verb == "expire":
+			verb = "expired"
 		case c.After == "":
 			verb = "deleted"
 		}
@@ -121,7 +126,7 @@ func (r auditRecord) line() string {
 	if r.Detail != "" {
 		what = append([]string{r.Verb + ": " + cell(r.Detail)}, what...)
 	}
-	return fmt.Sprintf("%.0f  %s  index %.0f  %s from %s  %s", r.Seq, r.when(), r.Index, who, r.From, strings.Join(what, ", "))
+	return fmt.Sprintf("%.0f  %s  index %.0f  %s  %s", r.Seq, r.when(), r.Index, who, strings.Join(what, ", "))
 }
 
 func auditTailCmd(o *options) *cobra.Command {

@@ -487,7 +487,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !regexp.MustCompile(`node \S+ from .*reload: changed: .*proxy_listen`).MatchString(told) {
+	if !regexp.MustCompile(`node \S+  reload: changed: .*proxy_listen`).MatchString(told) {
 		t.Errorf("the reload is not in the audit log:\n%s", told)
 	}
 	if status(n.Proxy) != 404 || status(second) != 404 {

@@ -107,7 +107,7 @@ func groups() []group {
 			{Name: "raft_trailing_logs", Default: "4096", Form: "number", set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.TrailingLogs }),
 				Doc: "Log entries kept behind a snapshot. A node that is further behind catches up by snapshot, one that is less far behind by the log."},
 			{Name: "audit_records", Default: "50000", Form: "number", set: integer(1, 10_000_000, func(s *Settings) *int { return &s.AuditRecords }),
-				Doc: "How many records of the [audit log](admin-security.md#the-audit-log) are kept, up to 1 % more. A record takes about 700 bytes of every node's memory. What is kept is decided by the leader for all nodes: give them the same value."},
+				Doc: "How many records of the [audit log](admin-security.md#the-audit-log) are kept, up to 1 % more. A record takes about 600 bytes of every node's memory. What is kept is decided by the leader for all nodes: give them the same value."},
 			{Name: "audit_days", Default: "0", Form: "days", set: integer(0, 36_500, func(s *Settings) *int { return &s.AuditDays }),
 				Doc: "Records of the audit log that are older than so many days are dropped, however few there are; `0`: they are not. The newest record always stays. As above, the leader decides."},
 		}},
