@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -197,5 +198,26 @@ func TestDocument(t *testing.T) {
 		if got, _ := os.ReadFile(file); c.want != "" && string(got) != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%q became %q: %v", c.text, got, err)
 		}
+	}
+}
+
+// TestUpstreamStays: a collection of garbage does not close the socket that the upstream listens on.
+func TestUpstreamStays(t *testing.T) {
+	at, err := freePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = serveUpstream(at[0]) }()
+	if err := until(t.Context(), "http://"+at[0]+"/", 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond) // for finalizers
+		c, err := net.Dial("tcp", at[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
 	}
 }

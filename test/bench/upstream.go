@@ -34,10 +34,12 @@ func serveUpstream(addr string) error {
 	if err != nil {
 		return err
 	}
+	defer ln.Close() // and so it is not collected, which would close it
 	f, err := ln.(*net.TCPListener).File()
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	u := &upstream{answers: map[int][]byte{}, conns: map[int32]*upstreamConn{}, buf: make([]byte, 256<<10)}
 	if u.ep, err = unix.EpollCreate1(0); err != nil {
 		return err
