@@ -59,6 +59,7 @@ type Options struct {
 	Balancer Balancer
 	// Tracer is this node's proxy; nil: /debug/route is absent.
 	Tracer  Tracer
+	ACME    ACME // nil: /acme is absent
 	Plugins []Plugin
 	Info    Info
 	Log     *slog.Logger
@@ -85,6 +86,7 @@ func New(o Options) *API {
 	a.clusterRoutes()
 	a.configRoutes()
 	a.tokenRoutes()
+	a.acmeRoutes()
 	a.auditRoutes()
 	return a
 }

@@ -24,6 +24,7 @@ import (
 	"concord/fsm/schema"
 	"concord/proxy/balancer"
 	"concord/proxy/plugin"
+	"concord/proxy/plugins/acme"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
 	"concord/ratelimit"
@@ -42,7 +43,7 @@ func newGateway() *gateway {
 	g.log.Raise()
 	var plugins []rest.Plugin
 	byName := map[string]*schema.Schema{}
-	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
+	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New()) {
 		byName[p.Info.Name] = plugin.SchemaOf(p)
 		plugins = append(plugins, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: byName[p.Info.Name]})
 	}
@@ -50,7 +51,7 @@ func newGateway() *gateway {
 		Log: g.log, Machine: g.log.Machine, Timeout: time.Second,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := byName[name]; return s, ok },
 	})
-	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Tracer: fakeTracer{}, Plugins: plugins, Info: rest.Info{
+	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Tracer: fakeTracer{}, ACME: noOrders{acme.New()}, Plugins: plugins, Info: rest.Info{
 		Hostname: "test", Version: "0.1.0",
 		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
 		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
@@ -323,4 +324,12 @@ func TestPanic(t *testing.T) {
 	if resp := g.request("GET", "/consumers", "", ""); resp.StatusCode != 200 {
 		t.Errorf("after a panic: %d", resp.StatusCode)
 	}
+}
+
+// noOrders is an acme plugin that is not configured.
+type noOrders struct{ *acme.Orders }
+
+func (o noOrders) Certificates(name string) ([]any, error) {
+	_, err := o.Orders.Certificates(name)
+	return nil, err
 }

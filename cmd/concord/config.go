@@ -26,6 +26,7 @@ import (
 	"concord/fsm/seal"
 	"concord/proxy/listen"
 	"concord/proxy/plugin"
+	"concord/proxy/plugins/acme"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
 	"concord/ratelimit"
@@ -201,7 +202,7 @@ func parseConfig(name string) ([]byte, error) {
 		return nil, err
 	}
 	schemas := map[string]*schema.Schema{}
-	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
+	for _, p := range all.Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New()) {
 		schemas[p.Info.Name] = plugin.SchemaOf(p)
 	}
 	svc := service.New(service.Options{

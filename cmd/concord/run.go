@@ -35,6 +35,7 @@ import (
 	"concord/proxy/h1"
 	"concord/proxy/listen"
 	"concord/proxy/plugin"
+	"concord/proxy/plugins/acme"
 	"concord/proxy/plugins/all"
 	"concord/proxy/plugins/prometheus"
 	"concord/proxy/stream"
@@ -70,7 +71,8 @@ type node struct {
 	upstream *upstream.Transport
 	stats    proxy.Stats
 	counters *prometheus.Registry
-	limits   *ratelimit.Local       // the counts of rate-limiting
+	limits   *ratelimit.Local // the counts of rate-limiting
+	orders   *acme.Orders
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
 	yielded  time.Time              // of the goroutine that applies the log
 	front    front
@@ -222,8 +224,8 @@ func (n *node) start() error {
 	if _, err := auth.CheckBind(addrs(n.s.AdminListen)); err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
-	n.counters, n.limits = prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})
-	plugins, err := choosePlugins(n.s.Plugins, n.counters, n.limits)
+	n.counters, n.limits, n.orders = prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New()
+	plugins, err := choosePlugins(n.s.Plugins, n.counters, n.limits, n.orders)
 	if err != nil {
 		return err
 	}
@@ -381,8 +383,8 @@ func orElse[T comparable](v, zero T) T {
 }
 
 // choosePlugins resolves the setting plugins.
-func choosePlugins(names []string, counters *prometheus.Registry, limits *ratelimit.Local) ([]plugin.Plugin, error) {
-	known := all.Plugins(counters, limits)
+func choosePlugins(names []string, counters *prometheus.Registry, limits *ratelimit.Local, orders *acme.Orders) ([]plugin.Plugin, error) {
+	known := all.Plugins(counters, limits, orders)
 	var out []plugin.Plugin
 	for _, p := range known {
 		if slices.Contains(names, "bundled") || slices.Contains(names, p.Info.Name) {
@@ -444,6 +446,9 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 				"stream_listen": text(n.s.StreamListen),
 			},
 		},
+	}
+	if _, chosen := schemas["acme"]; chosen {
+		options.ACME = orders{n.orders}
 	}
 	if _, chosen := schemas["prometheus"]; chosen {
 		options.Info.Metrics = (&monitor{node: n, store: machine.Store(), door: options.Door, started: time.Now()}).page

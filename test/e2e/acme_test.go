@@ -173,3 +173,59 @@ func relay(t *testing.T, port int, to string) {
 		}
 	}()
 }
+
+// TestACMEOperator: the endpoints that Kong's plugin has for operators: the sanity check, an order, the list, renewal.
+func TestACMEOperator(t *testing.T) {
+	t.Parallel()
+	port := harness.FreePort(t)
+	server := startACME(t, port)
+	n := harness.NewNode(t, "solo", "CONCORD_LUA_SSL_TRUSTED_CERTIFICATE="+server.pem)
+	n.Env = append(n.Env, "HTTP_PROXY=http://"+n.Proxy, "NO_PROXY=127.0.0.1") // so that names need no resolver
+	n.Start()
+	relay(t, port, n.Proxy)
+	is := func(method, path, body string, status int, says string) harness.Answer {
+		t.Helper()
+		a, err := harness.Do(method, "http://"+n.Admin+path, "application/json", body)
+		if err != nil || a.Status != status || !strings.Contains(a.Body, says) {
+			t.Fatalf("%s %s %s: %d %s %v, want %d with %q", method, path, body, a.Status, a.Body, err, status, says)
+		}
+		return a
+	}
+	is("POST", "/acme", `{"host":"a.shop.example"}`, 404, "not configured")
+	is("PATCH", "/acme", "", 404, "not configured")
+	is("GET", "/acme/certificates", "", 404, "not configured")
+	a := write(t, n, "POST", "/plugins", text(map[string]any{"name": "acme", "config": map[string]any{
+		"account_email": "ops@shop.example", "api_uri": server.url, "tos_accepted": true, "cert_type": "ecc", "domains": []string{"*.shop.example"},
+	}}), 201)
+	seen(t, n, "/", a.Index())
+	is("POST", "/acme", `{}`, 400, "host must be provided")
+	is("POST", "/acme", `{"host":"a.shop.example:80"}`, 400, "host must be provided")
+	is("POST", "/acme", `{"host":"other.example"}`, 500, "not among the domains")
+	is("POST", "/acme", `{"host":"other.example","test_http_challenge_flow":true}`, 400, "problem found running sanity check for other.example")
+	is("POST", "/acme", `{"host":"a.shop.example","test_http_challenge_flow":true}`, 200, "sanity test for host a.shop.example passed")
+	is("GET", "/acme/certificates", "", 200, `{"data":[]}`)
+	is("GET", "/acme/certificates/a.shop.example", "", 404, "not found")
+	for range 2 {
+		is("POST", "/acme", `{"host":"a.shop.example"}`, 201, "certificate for host a.shop.example is created")
+	}
+	if got := server.orders.Load(); got != 1 {
+		t.Errorf("%d orders, want 1", got)
+	}
+	is("PATCH", "/acme", "", 202, "Renewal process started successfully")
+	for _, path := range []string{"/acme/certificates", "/acme/certificates/a.shop.example"} {
+		a := is("GET", path, "", 200, `"host":"a.shop.example"`)
+		if strings.Contains(a.Body, "PRIVATE") || !strings.Contains(a.Body, `"valid":true`) || !strings.Contains(a.Body, `"pubkey_type":"id-ecPublicKey"`) || !strings.Contains(a.Body, `"issuer_cn":"Pebble`) {
+			t.Errorf("%s: %s", path, a.Body)
+		}
+	}
+	conn, err := tls.Dial("tcp", n.ProxyTLS, &tls.Config{InsecureSkipVerify: true, ServerName: "a.shop.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if names := conn.ConnectionState().PeerCertificates[0].DNSNames; len(names) != 1 || names[0] != "a.shop.example" {
+		t.Errorf("the certificate of %v is shown", names)
+	}
+	is("POST", "/routes", `{"paths":["/"],"hosts":["b.shop.example"]}`, 201, "") // a route does not come before challenges
+	is("DELETE", "/plugins/"+a.JSON()["id"].(string), "", 204, "")
+}

@@ -119,20 +119,26 @@ func (i *instance) order(name string) {
 			defer i.mu.Unlock()
 			delete(i.ordering, name)
 		}()
-		i.obtain(name)
+		_ = i.obtain(i.ctx, name, false) // logged there
 	})
 }
 
-func (i *instance) obtain(name string) {
-	ctx, cancel := context.WithTimeout(i.ctx, orderLimit)
+// errBusy says that somebody else has the order.
+var errBusy = errors.New("a node of the cluster is ordering it already")
+
+// obtain gets a certificate if it is needed and nobody else does it; at once also after a failure a while ago.
+func (i *instance) obtain(ctx context.Context, name string, atOnce bool) error {
+	ctx, cancel := context.WithTimeout(ctx, orderLimit)
 	defer cancel()
+	defer context.AfterFunc(i.ctx, cancel)()
 	keep := i.env.Keep
 	mine, err := keep.Create(ctx, lockKey(name), i.env.NodeID(), lockLife)
 	if err != nil || !mine {
 		if err != nil {
 			i.log(slog.LevelWarn, "no certificate can be ordered now", name, "error", err)
+			return err
 		}
-		return
+		return errBusy
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -144,11 +150,11 @@ func (i *instance) obtain(name string) {
 	// What another node did before it gave the lock away is in this node's store by now.
 	if value, _, ok := i.load(certificateKey(name)); ok {
 		if c, err := parse(value); err == nil && !i.due(c) {
-			return
+			return nil
 		}
 	}
-	if _, _, failed := i.load(backoffKey(name)); failed {
-		return
+	if _, _, failed := i.load(backoffKey(name)); failed && !atOnce {
+		return nil
 	}
 	i.log(slog.LevelInfo, "ordering a certificate", name)
 	value, err := i.issue(ctx, name)
@@ -157,7 +163,7 @@ func (i *instance) obtain(name string) {
 	}
 	if err == nil {
 		i.log(slog.LevelInfo, "a certificate was issued", name)
-		return
+		return nil
 	}
 	i.log(slog.LevelError, "no certificate was issued", name, "error", err, "again_in_minutes", i.FailBackoffMinutes)
 	if life := time.Duration(i.FailBackoffMinutes * float64(time.Minute)); life >= time.Second && i.ctx.Err() == nil {
@@ -165,6 +171,7 @@ func (i *instance) obtain(name string) {
 			i.log(slog.LevelWarn, "the failure could not be noted for the other nodes", name, "error", err)
 		}
 	}
+	return err
 }
 
 // issue runs one order and returns the certificate as it is stored.

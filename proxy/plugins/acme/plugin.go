@@ -24,17 +24,17 @@ import (
 
 const letsEncrypt = "https://acme-v02.api.letsencrypt.org/directory"
 
-// Plugin is the acme plugin.
-func Plugin() plugin.Plugin {
+func newPlugin(o *Orders) plugin.Plugin {
 	return plugin.Plugin{Info: plugin.Info{
 		Name: "acme", Priority: 1705, Scopes: plugin.ScopeGlobal,
 		Config: schema.Field{Fields: fields(), Checks: []schema.Check{schema.Custom{Paths: []string{"api_uri", "tos_accepted"}, Run: checkTerms}}},
 	}, New: plugin.Typed(func(_ context.Context, env plugin.Env, _ plugin.Config, c *config) (plugin.Instance, error) {
 		ctx, stop := context.WithCancel(context.Background())
 		i := &instance{
-			config: *c, env: env, rows: state.TableOf[entity.ACMEStorage](env.Store), ctx: ctx, stop: stop,
+			config: *c, orders: o, env: env, rows: state.TableOf[entity.ACMEStorage](env.Store), ctx: ctx, stop: stop,
 			shown: map[string]*shown{}, ordering: map[string]bool{}, client: httpClient(env.Roots),
 		}
+		o.add(i)
 		i.background.Go(i.renewals)
 		return i, nil
 	})}
@@ -57,6 +57,7 @@ type config struct {
 
 type instance struct {
 	config
+	orders *Orders
 	env    plugin.Env
 	rows   *state.Table[entity.ACMEStorage]
 	client *http.Client
@@ -73,6 +74,7 @@ type instance struct {
 
 // Close implements plugin.Closer.
 func (i *instance) Close(context.Context) error {
+	i.orders.remove(i)
 	i.mu.Lock()
 	i.closed = true
 	i.mu.Unlock()
@@ -109,6 +111,9 @@ func (i *instance) allowed(name string) bool {
 // challenges is the path of http-01 challenges (RFC 8555 §8.3).
 const challenges = "/.well-known/acme-challenge/"
 
+// notFound is the answer to a challenge that there is not (Kong).
+const notFound = "Not found\n"
+
 // Rewrite implements plugin.Rewriter: challenges are answered before routing, so that no route is needed for them, on any node.
 func (i *instance) Rewrite(x *exchange.Exchange) error {
 	token, ok := strings.CutPrefix(x.Request.Path, challenges)
@@ -123,7 +128,7 @@ func (i *instance) Rewrite(x *exchange.Exchange) error {
 	if value, _, ok := i.load(challengeKey(token)); ok {
 		return &plugin.Exit{Status: 200, Body: []byte(value), Header: answer}
 	}
-	return &plugin.Exit{Status: 404, Body: []byte("Not found\n"), Header: answer}
+	return &plugin.Exit{Status: 404, Body: []byte(notFound), Header: answer}
 }
 
 // load reads a row that has not expired, with the index it was written at.
@@ -147,14 +152,19 @@ func (i *instance) renewals() {
 			return
 		case <-t.C:
 		}
-		for row := range i.rows.All(i.env.Store.View()) {
-			name, ok := strings.CutPrefix(row.Val.Key, certificatePrefix)
-			if !ok || !i.allowed(name) {
-				continue
-			}
-			if c, err := parse(row.Val.Value); err != nil || i.due(c) {
-				i.order(name)
-			}
+		i.renew()
+	}
+}
+
+// renew orders anew what is due.
+func (i *instance) renew() {
+	for row := range i.rows.All(i.env.Store.View()) {
+		name, ok := strings.CutPrefix(row.Val.Key, certificatePrefix)
+		if !ok || !i.allowed(name) {
+			continue
+		}
+		if c, err := parse(row.Val.Value); err != nil || i.due(c) {
+			i.order(name)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 func build(t *testing.T, g *plugintest.Gateway, config schema.Record) *instance {
 	t.Helper()
 	config["account_email"], config["tos_accepted"] = "ops@example.com", true
-	i := g.Build(Plugin(), config).(*instance)
+	i := g.Build(New().Plugin(), config).(*instance)
 	t.Cleanup(func() { _ = i.Close(context.Background()) })
 	return i
 }
@@ -104,7 +104,7 @@ func TestRefusedSettings(t *testing.T) {
 				config[k] = v
 			}
 		}
-		_, errs := plugintest.Validate(Plugin(), config)
+		_, errs := plugintest.Validate(New().Plugin(), config)
 		if want == "" && errs != nil || want != "" && (errs == nil || !strings.Contains(errs.Message(), want)) {
 			t.Errorf("%v: got %v, want %q", change, errs, want)
 		}

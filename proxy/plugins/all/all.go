@@ -23,11 +23,11 @@ import (
 )
 
 // Plugins lists them by name. Call it once per program: a plugin's instances share what they cache. Requests are counted in counters, those that
-// rate-limiting limits on this node in limits.
-func Plugins(counters *prometheus.Registry, limits *ratelimit.Local) []plugin.Plugin {
+// rate-limiting limits on this node in limits; orders get certificates.
+func Plugins(counters *prometheus.Registry, limits *ratelimit.Local, orders *acme.Orders) []plugin.Plugin {
 	return []plugin.Plugin{
 		acl.Plugin(),
-		acme.Plugin(),
+		orders.Plugin(),
 		basicauth.Plugin(),
 		botdetection.Plugin(),
 		correlationid.Plugin(),

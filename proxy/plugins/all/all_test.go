@@ -13,13 +13,14 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
+	"concord/proxy/plugins/acme"
 	"concord/proxy/plugins/prometheus"
 	"concord/ratelimit"
 )
 
 func TestPriorities(t *testing.T) {
 	got := map[string]int{}
-	for _, p := range Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
+	for _, p := range Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New()) {
 		got[p.Info.Name] = p.Info.Priority
 	}
 	want := map[string]int{
@@ -65,7 +66,7 @@ func TestSchemas(t *testing.T) {
 	needed := map[string]schema.Record{"acme": {"account_email": "a@b.example", "tos_accepted": true}, "acl": {"allow": []any{"g"}}, "ip-restriction": {"allow": []any{"::1"}}, "rate-limiting": {"minute": 5.0},
 		"mtls-auth": {"ca_certificates": []any{"4e3e5c5e-0000-4000-8000-000000000002"}}}
 	protocols := map[string][]any{"ip-restriction": {"http", "https", "tcp", "tls", "grpc", "grpcs"}, "proxy-protocol": {"http", "https", "tcp", "tls", "tls_passthrough"}}
-	for _, p := range Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{})) {
+	for _, p := range Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New()) {
 		t.Run(p.Info.Name, func(t *testing.T) {
 			rec, errs := plugintest.Validate(p, needed[p.Info.Name])
 			if errs != nil {
@@ -101,7 +102,7 @@ type bench struct {
 }
 
 func newBench(t testing.TB) *bench {
-	b := &bench{Gateway: plugintest.New(t), plugins: Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}))}
+	b := &bench{Gateway: plugintest.New(t), plugins: Plugins(prometheus.New(), ratelimit.NewLocal(ratelimit.Options{}), acme.New())}
 	b.bob, b.alice, b.anon = b.Consumer("bob"), b.Consumer("alice"), b.Consumer("anon")
 	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.bob), "key": "bobkey"})
 	b.Put("keyauth_credentials", schema.Record{"consumer": plugintest.Ref(b.alice), "key": "alicekey"})
