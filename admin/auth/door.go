@@ -197,7 +197,8 @@ func (d *Door) failed(p netip.Prefix) {
 	f.left = max(0, f.left-1)
 }
 
-// makeRoom forgets addresses that have all their attempts again, and if there are none, any.
+// makeRoom forgets addresses that have all their attempts again, and then any, down to three quarters: looking at all of them must not be what
+// each new address of a flood costs.
 func (d *Door) makeRoom(now time.Time) {
 	if len(d.by) < addresses {
 		return
@@ -208,7 +209,7 @@ func (d *Door) makeRoom(now time.Time) {
 		}
 	}
 	for p := range d.by {
-		if len(d.by) < addresses {
+		if len(d.by) <= addresses*3/4 {
 			return
 		}
 		delete(d.by, p)
