@@ -13,6 +13,7 @@ import (
 
 	"concord/fsm/entity"
 	"concord/proxy/exchange"
+	"concord/test/harness"
 )
 
 func loggedExchange(set func(*exchange.Exchange)) *exchange.Exchange {
@@ -107,7 +108,5 @@ func FuzzJSONLine(f *testing.F) {
 func TestJSONLineDoesNotAllocate(t *testing.T) {
 	x := loggedExchange(func(x *exchange.Exchange) { x.Request.Header.Add("User-Agent", "curl/8") })
 	b := make([]byte, 0, 4096)
-	if n := testing.AllocsPerRun(100, func() { b = appendJSONLine(b[:0], x, nil) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
+	harness.NoAllocs(t, "a line", func() { b = appendJSONLine(b[:0], x, nil) })
 }

@@ -259,9 +259,7 @@ func TestHandlerAllocatesNothing(t *testing.T) {
 		h := quickHandler(t, log, groups...)
 		for _, path := range []string{"/plain/x", "/key/x"} {
 			x := new(exchange.Exchange)
-			if n := testing.AllocsPerRun(2000, func() { serveOne(h, x, path) }); n != 0 && !harness.Race {
-				t.Errorf("%s, in %d groups: %v allocations", path, len(groups), n)
-			}
+			harness.NoAllocs(t, fmt.Sprintf("%s, in %d groups", path, len(groups)), func() { serveOne(h, x, path) })
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"concord/fsm/entity"
 	"concord/fsm/schema"
 	"concord/fsm/seal"
+	"concord/test/harness"
 )
 
 type book struct {
@@ -267,13 +268,11 @@ func TestLookupsDoNotAllocate(t *testing.T) {
 			"By, not unique": func() bool { r, ok := table.By(v, "consumer", consumer); return ok && r.ID == row.ID },
 			"By, no row":     func() bool { _, ok := table.By(v, "key", "none"); return !ok },
 		} {
-			if n := testing.AllocsPerRun(100, func() {
+			harness.NoAllocs(t, name, func() {
 				if !f() {
 					t.Error(name)
 				}
-			}); n != 0 {
-				t.Errorf("%s: %v allocations", name, n)
-			}
+			})
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"concord/proxy/exchange"
+	"concord/test/harness"
 )
 
 // begin sends a request that goes on.
@@ -316,9 +317,7 @@ func TestStickySessions(t *testing.T) {
 	}
 	x := newExchange()
 	x.Request.Header.Add("Cookie", cookies["10.0.0.0:80"])
-	if n := testing.AllocsPerRun(100, func() { dispatchOnce(t, p, x) }); n != 0 {
-		t.Errorf("%v allocations for one who comes back", n)
-	}
+	harness.NoAllocs(t, "one who comes back", func() { dispatchOnce(t, p, x) })
 	const gone = "10.0.0.0:80"
 	p.set.Update(false, change(t, settings, addresses(3)[1:]...))
 	if to, set := ask(p, cookies[gone]); to == gone || !strings.HasPrefix(set, cookies[to]+";") {

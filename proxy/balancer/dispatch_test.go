@@ -13,6 +13,7 @@ import (
 
 	"concord/proxy/exchange"
 	"concord/proxy/upstream"
+	"concord/test/harness"
 )
 
 func dispatchOnce(t testing.TB, p *Pool, x *exchange.Exchange) {
@@ -45,9 +46,7 @@ func TestDispatchAllocatesNothing(t *testing.T) {
 			x.Request.Header.Add("Cookie", "sid=1")
 			run := func() { dispatchOnce(t, p, x) }
 			run()
-			if n := testing.AllocsPerRun(200, run); n != 0 {
-				t.Errorf("%v allocations", n)
-			}
+			harness.NoAllocs(t, "a dispatch", run)
 		})
 	}
 }

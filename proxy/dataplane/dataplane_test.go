@@ -191,9 +191,7 @@ func TestGroupsAllocateNothing(t *testing.T) {
 	buf := make([]*dataplane.Step, 0, 16)
 	for _, name := range []string{"bob", "carl"} {
 		id := fx.ID(name)
-		if n := testing.AllocsPerRun(100, func() { s.ConsumerSteps(id, &buf) }); n != 0 && !harness.Race {
-			t.Errorf("%s: %v allocations", name, n)
-		}
+		harness.NoAllocs(t, name, func() { s.ConsumerSteps(id, &buf) })
 	}
 	if got := len(own(s, "bob")); got != 9 {
 		t.Errorf("%d steps", got)

@@ -9,6 +9,7 @@ import (
 
 	"concord/fsm/entity"
 	fx "concord/proxy/dataplane/fixture"
+	"concord/test/harness"
 )
 
 func TestClientRules(t *testing.T) {
@@ -81,9 +82,7 @@ func TestMisdirected(t *testing.T) {
 			t.Errorf("SNI %q, Host %q: %v", c.sni, c.host, got)
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { rules.Misdirected("a.org", "b.org") }); n > 0 {
-		t.Errorf("%v allocations", n)
-	}
+	harness.NoAllocs(t, "Misdirected", func() { rules.Misdirected("a.org", "b.org") })
 }
 
 // The names of the CAs are sent when the plugin says so, and only of those that exist.

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"concord/test/harness"
 )
 
 func TestNormalizePath(t *testing.T) {
@@ -95,14 +97,12 @@ func TestOtherReading(t *testing.T) {
 
 func TestOtherReadingAllocatesNothing(t *testing.T) {
 	var x Exchange
-	if n := testing.AllocsPerRun(100, func() {
+	harness.NoAllocs(t, "other readings", func() {
 		if _, ok := x.OtherReading("/api/v4/projects/group%2Fname/issues"); !ok || HasOtherReading("/api/v4/projects/1/issues%20open") {
 			t.Error("readings")
 		}
 		x.Reset()
-	}); n > 0 {
-		t.Errorf("%v allocations", n)
-	}
+	})
 }
 
 // FuzzOtherReading: the other reading is a normal path without anything left to be read differently.
@@ -320,12 +320,10 @@ func TestScratchAndReset(t *testing.T) {
 	if x.RequestID == id {
 		t.Error("the same id twice")
 	}
-	if n := testing.AllocsPerRun(100, func() {
+	harness.NoAllocs(t, "an exchange", func() {
 		x.Request.Header.Set("X", x.Concat("a", "b"))
 		x.NewRequestID()
 		x.Response.SetBody(nil)
 		x.Reset()
-	}); n != 0 {
-		t.Errorf("%v allocations per exchange", n)
-	}
+	})
 }

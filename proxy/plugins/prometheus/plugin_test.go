@@ -14,6 +14,7 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
+	"concord/test/harness"
 )
 
 func everything() schema.Record {
@@ -205,9 +206,7 @@ func TestHealthIsShownWhileAsked(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	i := plugintest.New(t).Build(New().Plugin(), everything()).(plugin.Logger)
 	x := request(func(x *exchange.Exchange) { x.SetConsumer(&entity.Consumer{Username: "bob"}) })
-	if n := testing.AllocsPerRun(100, func() { i.Log(x) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
+	harness.NoAllocs(t, "Log", func() { i.Log(x) })
 }
 
 // BenchmarkLog is what the plugin adds to a request.
