@@ -146,3 +146,65 @@ func TestClientCertificates(t *testing.T) {
 		}
 	})
 }
+
+// TestHTTP3ClientCertificates: the rules of client certificates hold over QUIC as over TCP, on a new connection for each request and on one that is
+// resumed.
+func TestHTTP3ClientCertificates(t *testing.T) {
+	t.Parallel()
+	up := harness.StartEcho(t)
+	n := harness.NewNode(t, "solo")
+	n.Env = []string{"CONCORD_PROXY_LISTEN=" + n.Proxy + ", " + n.ProxyTLS + " http2 ssl quic"}
+	n.Start()
+	gold, silver := issue(t, "gold CA", nil), issue(t, "silver CA", nil)
+	bob, eve := issue(t, "bob", gold), issue(t, "eve", silver)
+	ca, _ := write(t, n, "POST", "/ca_certificates", text(map[string]any{"cert": gold.pem}), 201).JSON()["id"].(string)
+	write(t, n, "POST", "/consumers", `{"username":"bob"}`, 201)
+	write(t, n, "POST", "/services", text(map[string]any{"name": "s", "url": up.URL}), 201)
+	write(t, n, "POST", "/services/s/routes", `{"name":"open","hosts":["open.example"]}`, 201)
+	write(t, n, "POST", "/services/s/routes", `{"name":"gold","hosts":["gold.example"],"snis":["gold.example"],"protocols":["https"]}`, 201)
+	last := write(t, n, "POST", "/routes/gold/plugins", text(map[string]any{"name": "mtls-auth", "config": map[string]any{"ca_certificates": []string{ca}}}), 201)
+	caches := map[*identity]tls.ClientSessionCache{}
+	for _, own := range []*identity{nil, bob, eve} {
+		caches[own] = tls.NewLRUClientSessionCache(16)
+	}
+	for round := range 2 {
+		for _, c := range []struct {
+			sni, host string
+			own       *identity
+			status    int
+			says      string
+		}{
+			{"open.example", "open.example", nil, 200, ""},
+			{"gold.example", "gold.example", bob, 200, "bob"},
+			{"gold.example", "gold.example", nil, 401, "No required TLS certificate was sent"},
+			{"gold.example", "gold.example", eve, 401, "TLS certificate failed verification"},
+			{"open.example", "gold.example", bob, 421, "Misdirected request"},
+			{"open.example", "GOLD.example:443", bob, 421, "Misdirected request"},
+			{"", "gold.example", bob, 421, "Misdirected request"},
+			{"gold.example", "open.example", bob, 421, "Misdirected request"},
+			{"open.example", "other.example", nil, 404, "no Route matched"},
+		} {
+			h3 := overHTTP3(t)
+			h3.TLSClientConfig.ServerName, h3.TLSClientConfig.ClientSessionCache = c.sni, caches[c.own]
+			if c.own != nil {
+				h3.TLSClientConfig.Certificates = []tls.Certificate{{Certificate: [][]byte{c.own.cert.Raw}, PrivateKey: c.own.key}}
+			}
+			r, err := http.NewRequest("GET", "https://"+n.ProxyTLS+"/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Host = c.host
+			r.Header.Set("X-Min-Config-Index", last.Index())
+			r.Header.Set("X-Client-Cert-DN", "CN=forged")
+			a, err := h3.RoundTrip(r)
+			if err != nil {
+				t.Fatalf("%s, %s: %v", c.sni, c.host, err)
+			}
+			body, _ := io.ReadAll(a.Body)
+			a.Body.Close()
+			if a.ProtoMajor != 3 || a.StatusCode != c.status || !strings.Contains(string(body), c.says) || strings.Contains(string(body), "forged") {
+				t.Errorf("round %d: HTTP/%d, SNI %q, Host %q: %d %s, want %d", round, a.ProtoMajor, c.sni, c.host, a.StatusCode, body, c.status)
+			}
+		}
+	}
+}
