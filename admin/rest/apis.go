@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -262,9 +263,18 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 	}
 	bulk := service.Bulk{Merge: true, Show: true,
 		Rows: []service.Wanted{{Entity: "services", Body: wanted.Service(before.service), Parent: -1}}}
-	routes := wanted.Routes(before.routes)
-	for _, r := range routes {
-		bulk.Rows = append(bulk.Rows, service.Wanted{Entity: "routes", Body: r, Parent: 0, Field: "service"})
+	kept := map[string]bool{}
+	for _, r := range wanted.Routes(before.routes) {
+		row := service.Wanted{Entity: "routes", Body: r, Parent: 0, Field: "service"}
+		if kept[idOf(r)] = true; idOf(r) == "" { // a host or path that another API was given a moment ago is not taken from it
+			row.Conditions.IfNoneMatch = "*"
+		}
+		bulk.Rows = append(bulk.Rows, row)
+	}
+	for _, r := range before.routes {
+		if !kept[idOf(r)] { // a host or path is gone
+			bulk.Removals = append(bulk.Removals, service.Removal{Entity: "routes", Ref: idOf(r)})
+		}
 	}
 	res, err := a.o.Service.Apply(c.r.Context(), bulk)
 	var invalid *service.BulkError
@@ -277,46 +287,60 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 		}
 		return answer{status: http.StatusBadRequest, body: flat}, nil
 	}
+	var lost *service.Error
+	if errors.As(err, &lost) && lost.Kind == service.Changed {
+		if taken, again := a.takenAPI(c.r.Context(), wanted, before.service == nil); again == nil && len(taken) > 0 {
+			return answer{status: http.StatusConflict, body: taken}, nil
+		}
+	}
 	if err != nil {
 		return answer{}, err
-	}
-	for i := len(routes); i < len(before.routes); i++ { // a host or path is gone
-		del, err := a.o.Service.Mutate(c.r.Context(), service.Mutation{Verb: service.Delete,
-			Target: service.Target{Entity: "routes", Ref: idOf(before.routes[i])}})
-		if err != nil {
-			return answer{}, err
-		}
-		res.Index = del.Index
 	}
 	after, err := a.readAPI(c.r.Context(), res.Rows[0])
 	return answer{status: status, body: after.JSON(), index: res.Index}, err
 }
 
-// takenAPI names the unique fields whose value another API, or the name another service, has.
+// takenAPI names the unique fields whose value another API, or the name another service, has. All are found by unique indexes.
 func (a *API) takenAPI(ctx context.Context, wanted apis.API, create bool) (map[string]any, error) {
-	all, err := a.allAPIs(ctx)
-	if err != nil {
-		return nil, err
-	}
 	taken := map[string]any{}
-	if create && wanted.ID != "" { // the transaction below would write over a service that has it
-		if _, err := a.o.Service.Get(ctx, service.Target{Entity: "services", Ref: wanted.ID}); err == nil {
-			taken["id"] = fmt.Sprintf("already exists with value '%s'", wanted.ID)
+	// owner is the id of the service that a row is or belongs to; "": there is no such row.
+	owner := func(kind, ref string) (string, error) {
+		res, err := a.o.Service.Get(ctx, service.Target{Entity: kind, Ref: ref})
+		var e *service.Error
+		switch {
+		case errors.As(err, &e) && e.Kind == service.Missing:
+			return "", nil
+		case errors.As(err, &e) && e.Kind == service.Forbidden:
+			return ref, nil // somebody else's
 		}
-	}
-	for _, other := range all {
-		if other.ID != wanted.ID {
-			wanted.Clash(other.API, taken)
-		}
-	}
-	if taken["name"] == nil {
-		res, err := a.o.Service.Get(ctx, service.Target{Entity: "services", Ref: wanted.Name})
 		var row schema.Record
-		if err == nil && json.Unmarshal(res.Row, &row) == nil && idOf(row) != wanted.ID {
-			taken["name"] = fmt.Sprintf("already exists with value '%s'", wanted.Name)
+		if err == nil {
+			err = json.Unmarshal(res.Row, &row)
 		}
+		if of, ok := row["service"].(schema.Record); ok && kind == "routes" {
+			return idOf(of), err
+		}
+		return idOf(row), err
 	}
-	return taken, nil
+	look := func(field, value, kind, ref string, mine bool) error {
+		if value == "" {
+			return nil
+		}
+		id, err := owner(kind, ref)
+		if id != "" && (id != wanted.ID || mine) {
+			taken[field] = fmt.Sprintf("already exists with value '%s'", value)
+		}
+		return err
+	}
+	errs := []error{look("name", wanted.Name, "services", wanted.Name, false)}
+	if create { // the transaction would write over a service that has the id
+		errs = append(errs, look("id", wanted.ID, "services", wanted.ID, true))
+	}
+	if !wanted.Lists {
+		errs = append(errs, look("request_host", strings.Join(wanted.Hosts, ""), "routes", apis.RouteName(wanted.Hosts, nil), false),
+			look("request_path", strings.Join(wanted.Paths, ""), "routes", apis.RouteName(nil, wanted.Paths), false))
+	}
+	return taken, errors.Join(errs...)
 }
 
 func (a *API) deleteAPI(c *call) (answer, error) {

@@ -333,3 +333,26 @@ func (o noOrders) Certificates(name string) ([]any, error) {
 	_, err := o.Orders.Certificates(name)
 	return nil, err
 }
+
+// BenchmarkCreateAPI: what an API under /apis costs does not grow with how many there are.
+func BenchmarkCreateAPI(b *testing.B) {
+	for _, have := range []int{1, 2000} {
+		g := newGateway()
+		n := 0
+		create := func() {
+			body := fmt.Sprintf(`{"name":"api-%d","upstream_url":"http://127.0.0.1","request_host":"h%[1]d.example","request_path":"/p%[1]d"}`, n)
+			if resp := g.request("POST", "/apis", "application/json", body); resp.StatusCode != http.StatusCreated {
+				b.Fatalf("%s: %d", body, resp.StatusCode)
+			}
+			n++
+		}
+		for range have {
+			create()
+		}
+		b.Run(fmt.Sprint(have), func(b *testing.B) {
+			for b.Loop() {
+				create()
+			}
+		})
+	}
+}

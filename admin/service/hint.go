@@ -8,8 +8,8 @@ import (
 	"concord/fsm/state"
 )
 
-// similarRows bounds the search for a name that was meant, so that unknown names cost little on large tables.
-const similarRows = 10_000
+// similarRows bounds the search for a name that was meant, so that unknown names cost little on large tables: each row is decoded, some 10 µs.
+const similarRows = 200
 
 func (e *Error) withHint(hint string) *Error {
 	e.Hint = hint
@@ -29,6 +29,11 @@ func (l lookup) similar(table state.AnyTable, ref string) string {
 		}
 		if row, ok := table.By(l.view, f.Name, ref); ok {
 			return fmt.Sprintf("%s are addressed by %s or id, not by %s: %q is the %s of %s", sch.Name, sch.EndpointKey, f.Name, ref, f.Name, l.nameOf(table, row))
+		}
+	}
+	for _, likely := range []string{strings.ToLower(ref), strings.ToUpper(ref), strings.ToUpper(ref[:1]) + strings.ToLower(ref[1:])} {
+		if _, ok := table.By(l.view, sch.EndpointKey, likely); ok && likely != ref {
+			return fmt.Sprintf("%s is case-sensitive: did you mean %q?", sch.EndpointKey, likely)
 		}
 	}
 	seen := 0

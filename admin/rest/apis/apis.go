@@ -6,6 +6,8 @@
 package apis
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/url"
@@ -301,35 +303,56 @@ func (a *API) Service(stored schema.Record) schema.Record {
 	return rec
 }
 
-// Routes are the rows of the API's routes, without their service. Stored rows are taken over in their order. In the shape of 0.9 a host wins
-// whatever the path, and only what matched by path is stripped: that takes two routes.
+// Routes are the rows of the API's routes, without their service. Stored rows are taken over. In the shape of 0.9 a host wins whatever the path, and
+// only what matched by path is stripped: that takes two routes. Their names say what no two APIs may share, so that the index of names finds and
+// keeps apart who has it.
 func (a *API) Routes(stored []schema.Record) []schema.Record {
 	var out []schema.Record
-	route := func(hosts, paths []string) schema.Record {
+	route := func(hosts, paths []string) {
 		rec := schema.Record{}
-		var before schema.Record
-		if len(out) < len(stored) {
-			before = stored[len(out)]
-			maps.Copy(rec, before)
+		for _, r := range stored {
+			if a.Lists || (r["hosts"] != nil) == (hosts != nil) {
+				maps.Copy(rec, r)
+				break
+			}
 		}
 		protocols := []any{"http", "https"}
 		if a.HTTPSOnly {
 			protocols = []any{"https"}
 		}
+		rec["tags"] = tagged(rec, a.Tag())
 		rec["hosts"], rec["paths"], rec["methods"], rec["protocols"] = list(hosts), list(paths), list(a.Methods), protocols
-		rec["strip_path"], rec["preserve_host"], rec["tags"] = a.Strip, a.PreserveHost, tagged(before, a.Tag())
-		return rec
+		rec["strip_path"], rec["preserve_host"] = a.Strip, a.PreserveHost
+		switch {
+		case !a.Lists:
+			rec["name"] = RouteName(hosts, paths)
+		case made(rec["name"]):
+			rec["name"] = nil
+		}
+		out = append(out, rec)
 	}
 	if a.Lists {
-		return append(out, route(a.Hosts, a.Paths))
+		route(a.Hosts, a.Paths)
+		return out
 	}
 	if len(a.Hosts) > 0 {
-		out = append(out, route(a.Hosts, nil))
+		route(a.Hosts, nil)
 	}
 	if len(a.Paths) > 0 {
-		out = append(out, route(nil, a.Paths))
+		route(nil, a.Paths)
 	}
 	return out
+}
+
+// RouteName is the name of the route of a request_host or request_path. It is a digest, because names of routes have fewer characters.
+func RouteName(hosts, paths []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(hosts, "") + " " + strings.Join(paths, "")))
+	return TagHostPath + "-" + hex.EncodeToString(sum[:16])
+}
+
+func made(name any) bool {
+	text, _ := name.(string)
+	return strings.HasPrefix(text, TagHostPath+"-")
 }
 
 func list(values []string) any {
@@ -421,18 +444,4 @@ func Known(field string) bool {
 		}
 	}
 	return false
-}
-
-// Clash adds to taken the fields that no two APIs may share and other has too.
-func (a *API) Clash(other API, taken map[string]any) {
-	same := func(field, x, y string) {
-		if x != "" && x == y {
-			taken[field] = fmt.Sprintf("already exists with value '%s'", x)
-		}
-	}
-	same("name", a.Name, other.Name)
-	if !a.Lists && !other.Lists {
-		same("request_host", strings.Join(a.Hosts, ""), strings.Join(other.Hosts, ""))
-		same("request_path", strings.Join(a.Paths, ""), strings.Join(other.Paths, ""))
-	}
 }
