@@ -42,8 +42,7 @@ type Cause struct {
 	Entity string `json:"entity,omitempty"`
 	Detail string `json:"detail,omitempty"` // what the rows do not tell; only in commands of AuditLevel
 
-	trace bool   // there is something to record even if no row changed
-	only  uint16 // if not 0, the one table whose changes are recorded
+	only uint16 // if not 0, the table whose changes alone are recorded
 }
 
 // Actor is the cause as a command carries it.

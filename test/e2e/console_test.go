@@ -203,10 +203,7 @@ func TestConsole(t *testing.T) {
 			}
 		})
 	}
-	status := harness.Answer{}
-	if status, err = harness.Do("GET", "http://"+n.Admin+"/status", "", "", "Kong-Admin-Token", token); err != nil {
-		t.Fatal(err)
-	}
+	status := n.JSON("GET", "/status", "", "Kong-Admin-Token", token)
 	if hash, _ := status.JSON()["configuration_hash"].(string); len(hash) != 32 {
 		t.Errorf("configuration_hash %q: %s", hash, status.Body)
 	}
