@@ -132,7 +132,7 @@ func dialRaw(t testing.TB, addr string) *rawClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 5 * time.Second}
+	c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 20 * time.Second}
 	c.fr.AllowIllegalWrites = true
 	c.fr.ReadMetaHeaders = newDecoder()
 	c.enc = hpack.NewEncoder(&c.buf)
