@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 )
 
@@ -20,6 +21,9 @@ func Decode(data []byte) (Record, error) {
 	if err := checkDepth(data); err != nil {
 		return nil, err
 	}
+	if halfSurrogate(data) { // encoding/json would store another character
+		return nil, errors.New("invalid JSON: half a surrogate pair in a string (RFC 8259, 8.2)")
+	}
 	var rec Record
 	if err := json.Unmarshal(data, &rec); err != nil {
 		return nil, fmt.Errorf("invalid JSON: %w", err)
@@ -28,6 +32,33 @@ func Decode(data []byte) (Record, error) {
 		return nil, errors.New("invalid JSON: expected an object, not null")
 	}
 	return rec, nil
+}
+
+// halfSurrogate tells whether there is an escape that is no character without the one that does not follow, or come before.
+func halfSurrogate(data []byte) bool {
+	unit := func(at int) uint64 {
+		if at+6 > len(data) || data[at] != '\\' || data[at+1] != 'u' {
+			return 0
+		}
+		n, _ := strconv.ParseUint(string(data[at+2:at+6]), 16, 16) // what is none is refused later
+		return n
+	}
+	for i := 0; i < len(data); {
+		n := bytes.IndexByte(data[i:], '\\')
+		if n < 0 {
+			return false
+		}
+		i += n
+		switch u := unit(i); {
+		case u>>10 == 0xdc00>>10, u>>10 == 0xd800>>10 && unit(i+6)>>10 != 0xdc00>>10:
+			return true
+		case u>>10 == 0xd800>>10:
+			i += 12
+		default:
+			i += 2
+		}
+	}
+	return false
 }
 
 func checkDepth(data []byte) error {

@@ -26,6 +26,10 @@ func TestDecode(t *testing.T) {
 		{"more than one", `{} {}`, "invalid JSON"},
 		{"trailing comma", `{"a":1,}`, "invalid JSON"},
 		{"broken UTF-8", "{\"a\":\"\xff\"}", "not UTF-8"},
+		{"surrogate pair", `{"a":"\ud83d\ude00 \\ud83d \u00e9"}`, ""},
+		{"first half", `{"a":"\ud83d"}`, "half a surrogate"},
+		{"first half twice", `{"a":"\uD83D\ud83d"}`, "half a surrogate"},
+		{"second half", `{"a":"x\uDE00"}`, "half a surrogate"},
 		{"number out of range", `{"a":1e999}`, "invalid JSON"},
 		{"no number", `{"a":NaN}`, "invalid JSON"},
 	} {
