@@ -303,6 +303,11 @@ func (a *API) storeAPI(c *call, before storedAPI, wanted apis.API, body schema.R
 // takenAPI names the unique fields whose value another API, or the name another service, has. All are found by unique indexes.
 func (a *API) takenAPI(ctx context.Context, wanted apis.API, create bool) (map[string]any, error) {
 	taken := map[string]any{}
+	for _, kind := range []string{"services", "routes"} { // who may not write these hears that, not that everything is taken
+		if err := a.o.Service.AuthorizeWrite(ctx, service.Target{Entity: kind}); err != nil {
+			return nil, err
+		}
+	}
 	// owner is the id of the service that a row is or belongs to; "": there is no such row.
 	owner := func(kind, ref string) (string, error) {
 		res, err := a.o.Service.Get(ctx, service.Target{Entity: kind, Ref: ref})
