@@ -51,3 +51,25 @@ func TestMemory(t *testing.T) {
 		}
 	}
 }
+
+func FuzzMemory(f *testing.F) {
+	file, err := (&memory{Limits: []byte{1}, Targets: []balancer.Known{{Upstream: "u"}}}).file()
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer file.Close()
+	whole, err := io.ReadAll(io.NewSectionReader(file, 0, maxMemory))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add(fmt.Appendf(nil, memoryHeader, memoryVersion, 1<<20))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := readMemory(bytes.NewReader(b))
+		if err == nil {
+			s := balancer.New(balancer.Options{})
+			defer s.Close()
+			s.Import(m.Targets)
+		}
+	})
+}
