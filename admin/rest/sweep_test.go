@@ -40,6 +40,7 @@ func valid(entity string, refs map[string]any, name string) map[string]any {
 		"sessions":              {"session_id": name},
 		"acme_storage":          {"key": name, "value": "v"},
 		"consumer_groups":       {"name": name},
+		"targets":               {"target": name + ".example:80"},
 	}[entity]
 }
 
@@ -79,20 +80,29 @@ func wrong(f schema.Field) []any {
 	return nil
 }
 
+// refusedValues are of the right type.
+var refusedValues = map[string][]any{
+	"targets.target": {"", " ", "a b", "http://h", "h:99999", "h:-1", "h:x", "a/b"},
+	"targets.weight": {-1.0, 65536.0, 1e15},
+}
+
 // TestWrongInput sends every field of every collection values of the wrong type, by POST, PUT and PATCH: each is refused with
 // the field's name and a reason, and nothing reaches the log.
 func TestWrongInput(t *testing.T) {
 	g := newGateway()
 	refs := map[string]any{}
-	for _, name := range []string{"consumers", "certificates", "oauth2_credentials"} {
+	for _, name := range []string{"consumers", "certificates", "oauth2_credentials", "upstreams"} {
 		def, _ := entity.Lookup(name)
 		refs[name] = map[string]any{"id": created(t, g, "/"+def.CollectionName(), valid(name, refs, "owner"))}
 	}
 	for _, d := range g.service.Entities() {
-		if d.Endpoints == entity.NoEndpoints || d.Endpoints == entity.NestedEndpoints {
+		if d.Endpoints == entity.NoEndpoints {
 			continue
 		}
-		name, base := d.Schema.Name, "/"+d.CollectionName()
+		name, base, parent := d.Schema.Name, "/"+d.CollectionName(), ""
+		if d.Endpoints == entity.NestedEndpoints {
+			base, parent = "/upstreams/"+refs["upstreams"].(map[string]any)["id"].(string)+base, "upstream"
+		}
 		body, fresh := valid(name, refs, "swept"), valid(name, refs, "fresh")
 		if body == nil {
 			t.Fatalf("no valid body for %s: add one", name)
@@ -125,10 +135,10 @@ func TestWrongInput(t *testing.T) {
 			}
 		}
 		for _, f := range append(d.Schema.Fields, schema.Field{Name: "ttl", Type: schema.Integer}, schema.Field{Name: "unheard_of", Type: schema.String}) {
-			if f.AutoKind == schema.AutoTouch {
-				continue // never taken from the client
+			if f.AutoKind == schema.AutoTouch || f.Name == parent || f.Auto && f.Type == schema.Number {
+				continue // never taken from the client, or any number is
 			}
-			for _, v := range wrong(f) {
+			for _, v := range append(wrong(f), refusedValues[name+"."+f.Name]...) {
 				changed := maps.Clone(fresh)
 				changed[f.Name] = v
 				refused("POST", base, f.Name, changed)
@@ -138,7 +148,9 @@ func TestWrongInput(t *testing.T) {
 				if f.Name != "id" { // of PUT and PATCH the URL's counts
 					refused("PATCH", item, f.Name, map[string]any{f.Name: v})
 					refused("PUT", item, f.Name, changed)
-					refused("PUT", base+"/5a7b3dfc-1c6c-4b43-9c3c-5c3a5e3f1aff", f.Name, changed)
+					if !d.PutUpdates { // it makes none
+						refused("PUT", base+"/5a7b3dfc-1c6c-4b43-9c3c-5c3a5e3f1aff", f.Name, changed)
+					}
 				}
 			}
 			if f.Required && !f.Auto {
@@ -151,6 +163,105 @@ func TestWrongInput(t *testing.T) {
 		if swept < 200 {
 			t.Errorf("%s: only %d requests were swept", name, swept)
 		}
+	}
+}
+
+// TestWrongDeclarations sends the wrong values in whole configurations: each is refused with its kind and the field's name.
+func TestWrongDeclarations(t *testing.T) {
+	g := newGateway()
+	before, swept := g.service.Index(), 0
+	for _, d := range g.service.Entities() {
+		name := d.Schema.Name
+		body := valid(name, map[string]any{}, "fresh")
+		if body == nil || d.Endpoints != entity.AllEndpoints || d.Runtime {
+			continue
+		}
+		for _, f := range d.Schema.Fields {
+			if f.AutoKind == schema.AutoTouch || f.Type == schema.Foreign {
+				continue
+			}
+			for _, v := range wrong(f) {
+				swept++
+				changed := maps.Clone(body)
+				changed[f.Name] = v
+				raw, err := json.Marshal(map[string]any{"_format_version": "3.0", name: []any{changed}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp := g.request("POST", "/config", "application/json", string(raw))
+				answer, _ := io.ReadAll(resp.Body)
+				var e struct {
+					Message string
+					Fields  map[string]json.RawMessage
+				}
+				_ = json.Unmarshal(answer, &e)
+				if resp.StatusCode != http.StatusBadRequest || e.Message == "" || !strings.Contains(string(e.Fields[name]), `"`+f.Name+`"`) {
+					t.Errorf("%s: %d %s", raw, resp.StatusCode, answer)
+				}
+			}
+		}
+	}
+	if now := g.service.Index(); now != before {
+		t.Errorf("%d entries were written", now-before)
+	}
+	if swept < 200 {
+		t.Errorf("only %d requests were swept", swept)
+	}
+}
+
+// TestWrongAPIs sends wrong values to the collection of Kong before 1.0, whose errors are flat.
+func TestWrongAPIs(t *testing.T) {
+	g := newGateway()
+	obj := map[string]any{"a": 1.0}
+	values := map[string][]any{
+		"text":   wrong(schema.Field{Type: schema.String}),
+		"truth":  {"x", "", 1.0, 0.0, obj, []any{true}, []any{}, map[string]any{}, nil},
+		"list":   {5.0, -1.0, 1e300, true, false, obj, []any{1.0}, []any{obj}, []any{nil}, map[string]any{}},
+		"number": {"x", "1.5", 1.5, -1.0, 1e300, true, false, obj, []any{1.0}, []any{}, map[string]any{}},
+	}
+	swept := 0
+	for _, shape := range []struct {
+		path   string
+		valid  map[string]any
+		fields map[string]string
+	}{
+		{"old", map[string]any{"name": "old", "upstream_url": "http://h", "request_path": "/old"},
+			map[string]string{"name": "text", "upstream_url": "text", "request_host": "text", "request_path": "text", "strip_request_path": "truth", "preserve_host": "truth", "unheard_of": "text"}},
+		{"new", map[string]any{"name": "new", "upstream_url": "http://h", "uris": "/new"},
+			map[string]string{"name": "text", "upstream_url": "text", "hosts": "list", "uris": "list", "methods": "list", "strip_uri": "truth", "https_only": "truth", "http_if_terminated": "truth",
+				"preserve_host": "truth", "retries": "number", "upstream_connect_timeout": "number", "upstream_send_timeout": "number", "upstream_read_timeout": "number", "unheard_of": "text"}},
+	} {
+		created(t, g, "/apis", shape.valid)
+		before := g.service.Index()
+		for field, kind := range shape.fields {
+			for _, v := range values[kind] {
+				changed := maps.Clone(shape.valid)
+				changed["name"] = "fresh"
+				changed[field] = v
+				for _, call := range []struct {
+					method, path string
+					body         map[string]any
+				}{{"POST", "/apis", changed}, {"PUT", "/apis", changed}, {"PATCH", "/apis/" + shape.path, map[string]any{field: v}}} {
+					swept++
+					raw, err := json.Marshal(call.body)
+					if err != nil {
+						t.Fatal(err)
+					}
+					resp := g.request(call.method, call.path, "application/json", string(raw))
+					answer, _ := io.ReadAll(resp.Body)
+					var e map[string]any
+					if _ = json.Unmarshal(answer, &e); resp.StatusCode != http.StatusBadRequest || e[field] == nil {
+						t.Errorf("%s %s %s: %d %s", call.method, call.path, raw, resp.StatusCode, answer)
+					}
+				}
+			}
+		}
+		if now := g.service.Index(); now != before {
+			t.Errorf("%d entries were written", now-before)
+		}
+	}
+	if swept < 200 {
+		t.Errorf("only %d requests were swept", swept)
 	}
 }
 
