@@ -79,6 +79,7 @@ type node struct {
 
 	adminConns, statusConns *handOver
 	httpConns               atomic.Int64   // of servers
+	proxyConns              atomic.Int64   // of proxy_listen, also of what it was before a reload
 	httpAccepted, httpAsked atomic.Uint64  // their connections and requests so far
 	servers                 []*http.Server // Admin API and status
 	pending                 []func()       // listeners that do not accept yet
@@ -338,7 +339,7 @@ func (n *node) openSockets(s *settings.Settings, inherited func(string) *listen.
 	if old := n.sockets.Load(); old != nil {
 		present = old.quic
 	}
-	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}}, n.certificate, n.tuneTLS, &n.streamStats, hostname, inherited, n.log)
+	open, err := openSockets(s, present, servers{&n.front, n.adminConns, n.statusConns, quicFront{&n.front}, &n.proxyConns}, n.certificate, n.tuneTLS, &n.streamStats, hostname, inherited, n.log)
 	if err == nil {
 		n.sockets.Store(open)
 		if len(s.StreamListen) > 0 {

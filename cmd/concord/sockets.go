@@ -13,6 +13,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -134,6 +135,7 @@ func (s *sockets) copies() (map[string]*listen.Inherited, error) {
 type servers struct {
 	proxy, admin, status listen.ConnServer
 	quic                 h3.ConnServer
+	conns                *atomic.Int64 // of proxy
 }
 
 // choose picks the certificate for a client of proxy_listen, nil for that of the settings.
@@ -174,7 +176,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
 		o.Inherited = inherited(g.key)
 		if g.to == &out.proxy {
-			o.MaxConns = s.MaxConns
+			o.MaxConns, o.Conns = s.MaxConns, to.conns
 		}
 		if *g.to, err = listen.Open(context.Background(), o); err != nil {
 			out.close()

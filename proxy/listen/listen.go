@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,6 +32,7 @@ type Options struct {
 	TLS *tls.Config
 	// MaxConns bounds the connections of the group; one more is closed at once. Default 65,536.
 	MaxConns int
+	Conns    *atomic.Int64 // open connections, of all Groups that it is given to; nil: of this one alone
 	// FirstByteTimeout is how long it may take a client to say enough to be understood: the header of the PROXY protocol, and what tells TLS,
 	// HTTP/2 and HTTP/1.1 apart. Default 60 s (nginx's client_header_timeout).
 	FirstByteTimeout time.Duration
@@ -49,7 +51,7 @@ type Group struct {
 	stopping  atomic.Bool // no more connections
 	closed    atomic.Bool
 	accepting sync.WaitGroup
-	conns     atomic.Int64
+	conns     *atomic.Int64
 	serial    atomic.Uint64
 	lastFull  atomic.Int64 // Unix seconds of the last complaint
 
@@ -77,7 +79,7 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	g := &Group{o: o, waiting: map[net.Conn]struct{}{}}
+	g := &Group{o: o, conns: cmp.Or(o.Conns, new(atomic.Int64)), waiting: map[net.Conn]struct{}{}}
 	if o.TLS != nil {
 		g.http1, g.http2 = speaking(o.TLS, o.TLS.NextProtos), speaking(o.TLS, []string{"h2", "http/1.1"})
 	}
@@ -348,7 +350,7 @@ func (g *Group) Enter() (serial uint64, ok bool) {
 // Leave ends what Enter has begun.
 func (g *Group) Leave() { g.conns.Add(-1) }
 
-// Conns is the number of open connections.
+// Conns is the number of open connections, see Options.Conns.
 func (g *Group) Conns() int { return int(g.conns.Load()) }
 
 // Stop stops accepting and returns when no connection can come any more. Sockets that somebody else has inherited stay open there: what waits in

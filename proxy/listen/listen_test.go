@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,6 +325,20 @@ func TestConnectionLimit(t *testing.T) {
 			t.Fatal("the place of a closed connection is not free")
 		}
 	}
+}
+
+// TestSharedConnectionLimit: what a reload opens counts with what was open before.
+func TestSharedConnectionLimit(t *testing.T) {
+	var conns atomic.Int64
+	limit := func(o *listen.Options) { o.MaxConns, o.Conns = 2, &conns }
+	before, _, addrs := open(t, limit)
+	get(t, dial(t, addrs[0]))
+	_, _, addrs = open(t, limit)
+	get(t, dial(t, addrs[0]))
+	if n := before.Conns(); n != 2 {
+		t.Errorf("%d connections are counted", n)
+	}
+	gone(t, dial(t, addrs[0]), "one too many")
 }
 
 func TestCloseEndsWaitingConnections(t *testing.T) {
