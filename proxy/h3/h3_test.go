@@ -567,6 +567,10 @@ func TestTakenBack(t *testing.T) {
 		str.CancelWrite(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
 		str.CancelRead(quic.StreamErrorCode(http3.ErrCodeRequestCanceled))
 	}
+	select {
+	case <-qc.Context().Done(): // a little later than a stream that cannot be opened any more
+	case <-ctx.Done():
+	}
 	ended := context.Cause(qc.Context())
 	if ae, ok := errors.AsType[*quic.ApplicationError](ended); !ok || http3.ErrCode(ae.ErrorCode) != http3.ErrCodeExcessiveLoad {
 		t.Errorf("the connection ended with %v", ended)
