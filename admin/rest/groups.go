@@ -140,13 +140,17 @@ func (a *API) addMembers(c *call, s side) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	rows := make([]json.RawMessage, len(names))
+	rows, named := make([]json.RawMessage, len(names)), make(map[string]bool, len(names))
 	bulk := service.Bulk{Merge: true, Rows: make([]service.Wanted, len(names))}
 	for i, name := range names {
 		res, err := a.o.Service.Get(c.r.Context(), service.Target{Entity: s.member, Ref: name})
 		if err != nil {
 			return answer{}, s.unknown(name, err)
 		}
+		if named[string(res.Row)] {
+			return answer{}, invalidField(s.param, fmt.Sprintf("'%s' is named twice", name))
+		}
+		named[string(res.Row)] = true
 		rows[i] = res.Row
 		bulk.Rows[i] = service.Wanted{Entity: entity.ConsumerGroupConsumers, Parent: -1, Conditions: service.Conditions{IfNoneMatch: "*"},
 			Body: schema.Record{s.field: rowRef(owner.Row), s.ref: rowRef(res.Row)}}
@@ -166,6 +170,9 @@ func (a *API) addMembers(c *call, s side) (answer, error) {
 	return ans, err
 }
 
+// mostMembers bounds what one request adds: each is looked up on its own.
+const mostMembers = 1000
+
 // named are the names or ids of the body's members: one text or a list of them.
 func (s side) named(body schema.Record) (names []string, err error) {
 	list, ok := body[s.param].([]any)
@@ -183,6 +190,9 @@ func (s side) named(body schema.Record) (names []string, err error) {
 		if name != s.param {
 			return nil, invalidField(name, "unknown field")
 		}
+	}
+	if len(names) > mostMembers {
+		return nil, invalidField(s.param, fmt.Sprintf("at most %d can be added at once: use more requests, or POST /config", mostMembers))
 	}
 	if names == nil {
 		return nil, malformed("must provide " + s.param)

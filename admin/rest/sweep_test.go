@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -272,7 +273,8 @@ func TestWrongMembers(t *testing.T) {
 	created(t, g, "/consumer_groups", map[string]any{"name": "gold"})
 	before := g.service.Index()
 	values := append(wrong(schema.Field{Type: schema.String}), wrong(schema.Field{Type: schema.Foreign})...)
-	values = append(values, nil, "", []any{}, []any{"bob", 5.0}, []any{"gold", ""}, []any{nil}, strings.Repeat("x", 1<<16), "\u0000", "../bob", "bob/", "{vault://env/x}")
+	many := slices.Repeat([]any{"bob"}, 100_000)
+	values = append(values, []any{"bob", "bob"}, []any{"gold", "gold"}, many, nil, "", []any{}, []any{"bob", 5.0}, []any{"gold", ""}, []any{nil}, strings.Repeat("x", 1<<16), "\u0000", "../bob", "bob/", "{vault://env/x}")
 	for path, param := range map[string]string{"/consumer_groups/gold/consumers": "consumer", "/consumers/bob/consumer_groups": "group", "/consumer_groups/none/consumers": "consumer"} {
 		for _, v := range values {
 			for _, body := range []map[string]any{{param: v}, {param: "bob", "extra": v}, {"tags": v}} {
