@@ -13,17 +13,17 @@ const rawIO = true
 // rawRead reads without waiting. ok is false when there is nothing to read.
 func rawRead(fd int, p []byte) (n int, ok bool, err error) {
 	for {
-		n, err = syscall.Read(fd, p)
+		n, errno := sysRead(fd, p)
 		switch {
-		case err == nil && n == 0:
+		case errno == 0 && n == 0:
 			return 0, true, io.EOF
-		case err == nil:
+		case errno == 0:
 			return n, true, nil
-		case err == syscall.EINTR:
-		case err == syscall.EAGAIN:
+		case errno == syscall.EINTR:
+		case errno == syscall.EAGAIN:
 			return 0, false, nil
 		default:
-			return 0, true, err
+			return 0, true, errno
 		}
 	}
 }
@@ -31,15 +31,15 @@ func rawRead(fd int, p []byte) (n int, ok bool, err error) {
 // rawWrite writes what the socket takes without waiting.
 func rawWrite(fd int, p []byte) (int, error) {
 	for {
-		n, err := syscall.Write(fd, p)
-		switch err {
-		case nil:
+		n, errno := sysWrite(fd, p)
+		switch errno {
+		case 0:
 			return n, nil
 		case syscall.EINTR:
 		case syscall.EAGAIN:
 			return 0, nil
 		default:
-			return 0, err
+			return 0, errno
 		}
 	}
 }
