@@ -98,7 +98,7 @@ func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
 		}
 	} else {
 		if a.responseLatency {
-			head.Set("X-Kong-Response-Latency", h.millis(x, x.Start, time.Now()))
+			head.Set("X-Kong-Response-Latency", h.millis(x, x.Start, x.Now()))
 		}
 		if a.server {
 			head.Set("Server", a.product)

@@ -165,7 +165,7 @@ func (c *ClientConn) ready(fd uintptr) bool {
 	}
 	if !c.wrote {
 		c.wrote = true
-		c.x.SentAt = time.Now()
+		c.x.SentAt = c.x.Now()
 		if c.err = c.write(int(fd), c.out.b, c.x.Upstream.WriteTimeout); c.err != nil {
 			return true
 		}
@@ -195,7 +195,7 @@ func (c *ClientConn) roundTripPlain() error {
 		return ErrStale
 	}
 	c.wrote = true
-	c.x.SentAt = time.Now()
+	c.x.SentAt = c.x.Now()
 	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func (c *ClientConn) head() (done bool, err error) {
 				return false, ErrUpgrade
 			}
 			c.tunnel = true
-			x.HeadersAt = time.Now()
+			x.HeadersAt = x.Now()
 			r.Tunnel = (*clientTunnel)(c)
 			return true, nil
 		}
@@ -309,7 +309,7 @@ func (c *ClientConn) head() (done bool, err error) {
 			}
 		}
 	}
-	x.HeadersAt = time.Now()
+	x.HeadersAt = x.Now()
 	mode, length := uint8(bodyToEOF), int64(-1)
 	switch {
 	case x.Request.Method == "HEAD", r.Status == http.StatusNoContent, r.Status == http.StatusNotModified:
@@ -376,7 +376,7 @@ func (c *ClientConn) roundTripStreaming() error {
 	s := &sender{done: make(chan struct{}), waiting: true}
 	c.sending = s
 	c.wrote = true
-	c.x.SentAt = time.Now()
+	c.x.SentAt = c.x.Now()
 	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
 		close(s.done)
 		return err

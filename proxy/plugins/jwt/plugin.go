@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"concord/fsm/entity"
@@ -182,7 +181,7 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 
 // admit judges what is not the signature's business, each time: the token's times and whether the credential has a consumer.
 func (i *instance) admit(x *exchange.Exchange, v *state.View, row *state.Row[entity.JWTSecret], t *times) *plugin.Exit {
-	if e := i.checkTimes(t); e != nil {
+	if e := i.checkTimes(x, t); e != nil {
 		return e
 	}
 	cred := &row.Val
@@ -261,11 +260,11 @@ func (t *token) times() (out times) {
 }
 
 // checkTimes judges exp and nbf, without leeway.
-func (i *instance) checkTimes(t *times) *plugin.Exit {
+func (i *instance) checkTimes(x *exchange.Exchange, t *times) *plugin.Exit {
 	if len(i.ClaimsToVerify) == 0 && i.MaximumExpiration <= 0 {
 		return nil
 	}
-	now := float64(time.Now().Unix())
+	now := float64(x.Now().Unix())
 	var bad map[string]string
 	for _, name := range i.ClaimsToVerify {
 		at := t.exp

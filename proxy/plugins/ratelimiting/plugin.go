@@ -153,7 +153,7 @@ const state = "rate-limiting" // in Exchange.State
 
 // Access implements plugin.Accessor.
 func (i *instance) Access(x *exchange.Exchange) error {
-	now := time.Now()
+	now := x.Now()
 	v := i.pool.Get().(*verdict)
 	v.now = now.Unix()
 	if err := i.counter.Take(now, i.key(x), i.limits, &v.Decision); err != nil {
