@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strconv"
 	"strings"
@@ -28,7 +29,10 @@ const (
 
 // Read parses a document, JSON or YAML, into plain values: nil, bool, float64, string, []any, schema.Record. Of YAML it takes anchors,
 // aliases and merge keys; dates and binary values stay text.
-func Read(text []byte) (schema.Record, error) {
+func Read(text []byte) (schema.Record, error) { return ReadWith(text, func() {}) }
+
+// ReadWith is Read that calls rest every few dozen microseconds of work.
+func ReadWith(text []byte, rest func()) (schema.Record, error) {
 	switch {
 	case len(text) > MaxBytes:
 		return nil, fmt.Errorf("the document is larger than %d bytes", MaxBytes)
@@ -41,6 +45,9 @@ func Read(text []byte) (schema.Record, error) {
 	}
 	trimmed := bytes.TrimLeft(text, " \t\r\n")
 	if bytes.HasPrefix(trimmed, []byte("{")) {
+		if rec := decodePortions(text, portion, rest); rec != nil {
+			return rec, nil
+		}
 		rec, err := schema.Decode(text)
 		if err == nil {
 			return rec, nil
@@ -49,7 +56,7 @@ func Read(text []byte) (schema.Record, error) {
 			return nil, err
 		}
 	}
-	return readYAML(text)
+	return readYAML(text, rest)
 }
 
 func marks(text []byte, of string) (n int) {
@@ -59,11 +66,22 @@ func marks(text []byte, of string) (n int) {
 	return n
 }
 
-func readYAML(text []byte) (rec schema.Record, err error) {
+// restful lets the parser rest, which reads some hundred bytes at a time.
+type restful struct {
+	io.Reader
+	rest func()
+}
+
+func (r restful) Read(b []byte) (int, error) {
+	r.rest()
+	return r.Reader.Read(b)
+}
+
+func readYAML(text []byte, rest func()) (rec schema.Record, err error) {
 	if marks(text, "\n\r,[{")+bytes.Count(text, []byte("- "))+bytes.Count(text, []byte("? "))+bytes.Count(text, []byte(": ")) > 2*MaxLines {
 		return nil, fmt.Errorf("the document has more than %d lines: JSON may have more", MaxLines)
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec := yaml.NewDecoder(restful{bytes.NewReader(text), rest})
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); err != nil {
 		return nil, fmt.Errorf("invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
@@ -71,7 +89,7 @@ func readYAML(text []byte) (rec schema.Record, err error) {
 	if err := dec.Decode(&more); err == nil {
 		return nil, errors.New("invalid YAML: there is more than one document")
 	}
-	c := converter{left: MaxValues}
+	c := converter{left: MaxValues, rest: rest}
 	v, err := c.value(&doc, 0)
 	if err != nil {
 		return nil, fmt.Errorf("invalid YAML: %w", err)
@@ -84,7 +102,10 @@ func readYAML(text []byte) (rec schema.Record, err error) {
 }
 
 // converter makes plain values of YAML nodes, within bounds.
-type converter struct{ left int }
+type converter struct {
+	left int
+	rest func()
+}
 
 func (c *converter) value(n *yaml.Node, depth int) (any, error) {
 	if c.left--; c.left < 0 {
@@ -118,6 +139,7 @@ func (c *converter) value(n *yaml.Node, depth int) (any, error) {
 }
 
 func (c *converter) mapping(n *yaml.Node, depth int) (any, error) {
+	c.rest()
 	rec := make(schema.Record, len(n.Content)/2)
 	var merged []any
 	for i := 0; i+1 < len(n.Content); i += 2 {

@@ -83,7 +83,12 @@ var ignored = []string{"workspaces", "parameters"}
 // Rows reads the rows out of a parsed document, which it takes apart. The errors are those of the document's form, with the rows
 // that could be read all the same; what is wrong in a row's fields is for the schemas to say.
 func (l *Layout) Rows(doc schema.Record) (*Document, schema.Errors) {
-	w := walker{Layout: l, doc: Document{Transform: true}, errs: schema.Errors{}}
+	return l.RowsWith(doc, func() {})
+}
+
+// RowsWith is Rows that calls rest for each row.
+func (l *Layout) RowsWith(doc schema.Record, rest func()) (*Document, schema.Errors) {
+	w := walker{Layout: l, doc: Document{Transform: true}, errs: schema.Errors{}, rest: rest}
 	w.head(doc)
 	for _, key := range slices.Sorted(maps.Keys(doc)) {
 		if _, known := l.defs[key]; !known && !slices.Contains(ignored, key) {
@@ -111,6 +116,7 @@ type walker struct {
 	errs          schema.Errors
 	defaults      schema.Record // of decK: by entity, in the singular
 	pluginConfigs schema.Record // of decK: shared configurations by name
+	rest          func()
 }
 
 // head takes the members out of the document that are not lists of entities.
@@ -218,6 +224,7 @@ func place(list []any, i int, err any) []any {
 }
 
 func (w *walker) entity(name string, v any, parent int, field string, pos int) any {
+	w.rest()
 	def := w.defs[name]
 	rec, ok := v.(schema.Record)
 	if text, isText := v.(string); isText && parent >= 0 && w.names(w.doc.Rows[parent].Entity, name) {
@@ -226,7 +233,9 @@ func (w *walker) entity(name string, v any, parent int, field string, pos int) a
 	if !ok {
 		return "expected a record"
 	}
-	rec = maps.Clone(rec) // aliases share
+	if w.defaults != nil {
+		rec = maps.Clone(rec) // rows share what comes from there
+	}
 	errs := schema.Errors{}
 	comments(rec, errs)
 	if name == "plugins" {
@@ -247,9 +256,13 @@ func (w *walker) entity(name string, v any, parent int, field string, pos int) a
 	}
 	self := len(w.doc.Rows)
 	w.doc.Rows = append(w.doc.Rows, Row{Entity: name, Body: rec, Parent: parent, Field: field, List: name, Pos: pos})
+	kinds := w.children[name]
 	for _, child := range w.order {
-		ref, nested := w.children[name][child]
-		if x, there := rec[child]; nested && there {
+		ref, nested := kinds[child]
+		if !nested {
+			continue
+		}
+		if x, there := rec[child]; there {
 			delete(rec, child)
 			if x == nil {
 				continue

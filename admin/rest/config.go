@@ -1,8 +1,8 @@
 package rest
 
 import (
+	"bufio"
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,17 +55,14 @@ func flag(c *call, name string) bool {
 
 // load makes the configuration what the document says.
 func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
-	text, err := readConfig(c.w, c.r)
+	pace := &service.Pace{}
+	tree, err := readConfig(c.w, c.r, pace)
 	if err != nil {
 		return answer{}, err
 	}
-	tree, err := declarative.Read(text)
-	if err != nil {
-		return answer{}, invalidConfig(schema.Errors{"error": "failed parsing declarative configuration: " + err.Error()}, nil)
-	}
-	doc, form := l.Rows(tree)
+	doc, form := l.RowsWith(tree, pace.Rest)
 	b := service.Bulk{Rows: make([]service.Wanted, len(doc.Rows)), Hashed: !doc.Transform, SelectTags: append(doc.SelectTags, splitTags(c)...),
-		Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff")}
+		Pace: pace, Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff")}
 	b.Show = !b.Diff && !b.DryRun
 	switch c.query("mode") {
 	case "", "replace", "merge":
@@ -97,7 +94,7 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 	case flag(c, "check_hash") && res.Created+res.Updated+res.Deleted == 0:
 		return answer{status: http.StatusNotModified, index: res.Index}, nil
 	}
-	return answer{status: http.StatusCreated, body: entityMap(b.Rows, res), index: res.Index}, nil
+	return answer{status: http.StatusCreated, body: entityMap(b.Rows, res, pace), index: res.Index}, nil
 }
 
 // summaryOf is the answer to ?diff and ?dry_run.
@@ -114,36 +111,45 @@ func summaryOf(res service.BulkResult, b service.Bulk) map[string]any {
 	return body
 }
 
-// entityMap is Kong's answer: by entity, by id.
-func entityMap(rows []service.Wanted, res service.BulkResult) []byte {
+// entityMap is Kong's answer: by entity, by id. It is as large as the configuration, so it is never there as a whole.
+func entityMap(rows []service.Wanted, res service.BulkResult, pace *service.Pace) stream {
 	list := map[string][]int{}
 	var order []string
-	size := 0
+	size := len("{}")
 	for i, r := range rows {
 		if list[r.Entity] == nil {
 			order = append(order, r.Entity)
+			size += len(`"":{}`) + len(r.Entity)
+		} else {
+			size++
 		}
 		list[r.Entity] = append(list[r.Entity], i)
-		size += len(res.Rows[i]) + len(res.IDs[i]) + len(`"":,`)
+		size += len(`"":`) + len(res.IDs[i]) + len(res.Rows[i])
 	}
-	b := bytes.NewBuffer(make([]byte, 0, size+64*len(order)+2))
-	comma := func(n int) {
-		if n > 0 {
-			b.WriteByte(',')
+	size += max(0, len(order)-1)
+	return stream{size: size, write: func(w io.Writer) error {
+		b := bufio.NewWriterSize(w, 16<<10)
+		separate := func(n int) {
+			if n > 0 {
+				_ = b.WriteByte(',')
+			}
 		}
-	}
-	b.WriteByte('{')
-	for n, entity := range order {
-		comma(n)
-		fmt.Fprintf(b, "%q:{", entity)
-		for k, i := range list[entity] {
-			comma(k)
-			fmt.Fprintf(b, "%q:%s", res.IDs[i], res.Rows[i])
+		_ = b.WriteByte('{')
+		for n, entity := range order {
+			separate(n)
+			_, _ = fmt.Fprintf(b, "%q:{", entity)
+			for k, i := range list[entity] {
+				pace.Rest()
+				separate(k)
+				_, _ = b.WriteString(`"` + res.IDs[i] + `":`)
+				_, _ = b.Write(res.Rows[i])
+				res.Rows[i] = nil
+			}
+			_ = b.WriteByte('}')
 		}
-		b.WriteByte('}')
-	}
-	b.WriteByte('}')
-	return b.Bytes()
+		_ = b.WriteByte('}')
+		return b.Flush() // an earlier error, too
+	}}
 }
 
 // configError is Kong's refusal of a document.
@@ -161,11 +167,11 @@ func invalidConfig(tree schema.Errors, flat []declarative.FlatError) error {
 	return &configError{Code: 14, Name: "invalid declarative configuration", Message: declarative.Message(tree), Fields: tree, Flattened: flat}
 }
 
-// readConfig is the text of the document: the body itself, or its field "config".
-func readConfig(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// readConfig parses the document: the body itself, or its field "config".
+func readConfig(w http.ResponseWriter, r *http.Request, pace *service.Pace) (schema.Record, error) {
 	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	kind = strings.ToLower(strings.TrimSpace(kind))
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, declarative.MaxBytes))
+	data, err := io.ReadAll(paced{http.MaxBytesReader(w, r.Body, declarative.MaxBytes), pace})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -175,14 +181,7 @@ func readConfig(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	var fields []field
 	switch kind {
-	case "application/json":
-		var box struct {
-			Config *string `json:"config"`
-		}
-		if json.Unmarshal(data, &box) == nil && box.Config != nil {
-			data = []byte(*box.Config)
-		}
-	case "application/yaml", "text/yaml", "application/x-yaml":
+	case "application/json", "application/yaml", "text/yaml", "application/x-yaml":
 	case "application/x-www-form-urlencoded":
 		fields, err = parseURLEncoded(string(data))
 	case "multipart/form-data":
@@ -206,8 +205,31 @@ func readConfig(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 			}
 		}
 	}
-	if len(bytes.TrimSpace(data)) == 0 {
+	tree, err := parseConfig(data, pace)
+	if text, boxed := tree["config"].(string); boxed && kind == "application/json" {
+		return parseConfig([]byte(text), pace)
+	}
+	return tree, err
+}
+
+func parseConfig(text []byte, pace *service.Pace) (schema.Record, error) {
+	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, malformed("expected a declarative configuration")
 	}
-	return data, nil
+	tree, err := declarative.ReadWith(text, pace.Rest)
+	if err != nil {
+		return nil, invalidConfig(schema.Errors{"error": "failed parsing declarative configuration: " + err.Error()}, nil)
+	}
+	return tree, nil
+}
+
+// paced rests between two reads.
+type paced struct {
+	io.Reader
+	pace *service.Pace
+}
+
+func (p paced) Read(b []byte) (int, error) {
+	p.pace.Rest()
+	return p.Reader.Read(b[:min(len(b), 64<<10)])
 }

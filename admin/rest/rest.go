@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -118,7 +119,13 @@ type call struct {
 // query is the first value of a query argument.
 func (c *call) query(name string) string { return c.r.URL.Query().Get(name) }
 
-// answer is what a handler wants sent. body is JSON as bytes, text/plain for a string, anything else is encoded, nil is no body.
+// stream is JSON of a known size that is written bit by bit.
+type stream struct {
+	size  int
+	write func(io.Writer) error
+}
+
+// answer is what a handler wants sent. body is JSON as bytes or a stream, text/plain for a string, anything else is encoded, nil is no body.
 type answer struct {
 	status int
 	body   any
@@ -139,8 +146,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.Set("X-Config-Index", strconv.FormatUint(ans.index, 10))
 	var body []byte
+	size, write := -1, func(w io.Writer) error { _, err := w.Write(body); return err }
 	switch b := ans.body.(type) {
 	case nil:
+	case stream:
+		size, write = b.size, b.write
 	case []byte:
 		body = b
 	case string:
@@ -150,15 +160,18 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body = encode(b)
 	}
 	if body != nil {
+		size = len(body)
+	}
+	if size >= 0 {
 		if h.Get("Content-Type") == "" {
 			h.Set("Content-Type", "application/json; charset=utf-8")
 		}
-		h.Set("Content-Length", strconv.Itoa(len(body)))
+		h.Set("Content-Length", strconv.Itoa(size))
 	}
 	h.Set("X-Kong-Admin-Latency", strconv.FormatInt(time.Since(start).Milliseconds(), 10))
 	w.WriteHeader(ans.status)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // the client may be gone
+		_ = write(w) // the client may be gone
 	}
 }
 

@@ -55,10 +55,11 @@ type Bulk struct {
 	Merge bool
 	// SelectTags restrict what may be deleted to the entities that have all of the tags, and are added to all Rows.
 	SelectTags []string
-	Hashed     bool // passwords and secrets are stored as they are
-	DryRun     bool // write nothing
-	Diff       bool // answer with Changes
-	Show       bool // answer with Rows
+	Hashed     bool  // passwords and secrets are stored as they are
+	DryRun     bool  // write nothing
+	Diff       bool  // answer with Changes
+	Show       bool  // answer with Rows
+	Pace       *Pace // of the work on it so far; nil: it begins here
 }
 
 // BulkResult is what Apply did, or with DryRun would do.
@@ -101,7 +102,9 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, bulkTimeout)
 	defer cancel()
 	var last error
-	var pace pace
+	if b.Pace == nil {
+		b.Pace = &Pace{}
+	}
 	for range attempts {
 		index, err := s.o.Log.ReadIndex(ctx)
 		if err == nil {
@@ -110,7 +113,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
-		p, err := s.planBulk(ctx, b, &pace)
+		p, err := s.planBulk(ctx, b)
 		if err == nil {
 			err = s.mayPut(p.view, actorOf(ctx), p.puts, b.DryRun)
 		}

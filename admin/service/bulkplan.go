@@ -41,12 +41,12 @@ type bulkPlan struct {
 	level   uint32 // that the cluster must have reached for them
 	changes []state.Change
 	res     BulkResult
-	pace    *pace
+	pace    *Pace
 }
 
-func (s *Service) planBulk(ctx context.Context, b Bulk, pace *pace) (*bulkPlan, error) {
+func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	now := time.Now()
-	p := &bulkPlan{s: s, b: b, pace: pace, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
+	p := &bulkPlan{s: s, b: b, pace: b.Pace, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
 		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
 	if b.Show {
 		p.res.Rows, p.res.IDs = make([][]byte, len(b.Rows)), make([]string, len(b.Rows))
@@ -126,7 +126,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 	named := make(map[string]int, len(rows))
 	p.named[t.Name()] = named
 	for _, i := range rows {
-		p.pace.rest()
+		p.pace.Rest()
 		bodies[i] = p.body(t, i)
 		if name, _ := bodies[i][key].(string); name != "" {
 			named[name] = i
@@ -138,7 +138,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 	}
 	for _, i := range rows {
-		p.pace.rest()
+		p.pace.Rest()
 		if !p.ids[i].IsZero() {
 			continue
 		}
@@ -149,7 +149,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		}
 	}
 	for n, i := range rows {
-		if p.pace.rest(); n%1024 == 0 && ctx.Err() != nil {
+		if p.pace.Rest(); n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err := p.row(t, i, bodies[i]); err != nil {
@@ -168,7 +168,7 @@ func (p *bulkPlan) build(ctx context.Context, t state.AnyTable) error {
 		return ctx.Err()
 	}
 	for n := range changes {
-		p.pace.rest()
+		p.pace.Rest()
 		err := p.s.o.DryBuild(ctx, changes[n:n+1])
 		if err == nil {
 			continue
@@ -542,7 +542,7 @@ func (p *bulkPlan) equal(t state.AnyTable, body, rec schema.Record) (state.ID, b
 	if p.alike[kind] == nil {
 		p.alike[kind] = map[string][]state.ID{}
 		for row := range t.Scan(p.view, "", "", state.ID{}) {
-			p.pace.rest()
+			p.pace.Rest()
 			if _, taken := p.claimed[t.Name()][row.ID]; taken || !p.b.Merge && !p.deletable(t, row) {
 				continue
 			}
@@ -579,7 +579,7 @@ func (p *bulkPlan) deletions() error {
 			rows = p.removedRows(t)
 		}
 		for row := range rows {
-			p.pace.rest()
+			p.pace.Rest()
 			if _, wanted := p.claimed[t.Name()][row.ID]; wanted || !p.deletable(t, row) {
 				if p.removed[t.Name()][row.ID] {
 					return refuse(Malformed, nil, "%s %s is both wanted and to be deleted", singular(t.Name()), row.ID)

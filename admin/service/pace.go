@@ -9,15 +9,15 @@ const (
 	pauseFor = 1500 * time.Microsecond
 )
 
-// pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: it takes a quarter of one
+// Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: it takes a quarter of one
 // processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
 // waits for each thread before it lets any go on, for that one, too.)
-type pace struct {
+type Pace struct {
 	began, rested time.Time
 }
 
-// rest is called every few dozen microseconds of work.
-func (p *pace) rest() {
+// Rest is called every few dozen microseconds of work.
+func (p *Pace) Rest() {
 	now := time.Now()
 	switch {
 	case p.began.IsZero():
