@@ -93,6 +93,8 @@ type alarm struct {
 	// Of client connections: while an exchange runs nobody reads from the client, so the clock looks whether it is still there.
 	busy atomic.Int64 // 0: no exchange; the clock's ms when it was looked last, or looking, or told
 	left func()       // runs when the client has left, bound once
+
+	parked atomic.Int64 // the clock's ms since when the connection waits without having asked whether the stream has ended; 0: it does not
 }
 
 const (
@@ -114,6 +116,9 @@ func (a *alarm) unwatch() {
 }
 
 func (a *alarm) look(now int64) {
+	if t := a.parked.Load(); t > 0 && now-t >= lookEvery && a.parked.CompareAndSwap(t, 0) && atEnd(a.nc) {
+		_ = a.nc.SetReadDeadline(longAgo)
+	}
 	t := a.busy.Load()
 	if t <= 0 || now-t < lookEvery || !a.busy.CompareAndSwap(t, looking) {
 		return

@@ -131,6 +131,7 @@ func (c *conn) onReadable(fd uintptr) bool {
 		}
 	}
 	c.idle.Store(false)
+	c.parked.Store(0)
 	c.take()
 	for {
 		w := c.w
@@ -152,10 +153,12 @@ func (c *conn) onReadable(fd uintptr) bool {
 		}
 		// A short read has emptied the socket, but the end of the stream may have come with the bytes, and it will not be
 		// announced again: look for it where it is likely, after the first request, several at once, or a part of one.
+		// Elsewhere the clock looks, once the connection has waited for a while.
 		if n == len(room) || c.info.Requests <= 1 || c.info.Requests > before+1 || c.w.r < c.w.e {
 			continue
 		}
 		c.park()
+		c.parked.Store(c.clock.ms.Load())
 		return false
 	}
 }

@@ -6,3 +6,5 @@ import "net"
 
 // peerEnded: elsewhere a client that leaves is noticed when something is written to it.
 func peerEnded(net.Conn) bool { return false }
+
+func atEnd(net.Conn) bool { return false }
