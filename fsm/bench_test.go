@@ -190,6 +190,15 @@ func benchmarkLookups(b *testing.B, m *Machine, entries int) {
 		for i := range names {
 			names[i], ids[i] = apiKeyOf(pick(i)), spread(2*pick(i))
 		}
+		both := state.JoinOf[entity.KeyAuthCredential, entity.Consumer](m.Store(), "key")
+		b.Run("join/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, row, ok := both.By(m.Store().View(), names[i&0xffff]); !ok || row.ID != ids[i&0xffff] {
+					b.Fatal(i)
+				}
+			}
+		})
 		b.Run("by/"+name, func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {

@@ -20,6 +20,7 @@ type content struct {
 	slabs  [][]byte
 	trees  []tree // by id, by expiry, then by index; a unique index has none
 	hashes []hash // by id, none, then by index; only a unique index has one
+	now    places // of a table that hints are about
 }
 
 // The numbers of trees and hashes.
@@ -30,6 +31,10 @@ const (
 )
 
 func (c *content) bytes(at place) []byte { return c.slabs[at/perSlab][at%perSlab*slabStep:] }
+
+// ahead asks for the cache lines of the row that b begins with, all at once: where a value lies is read from those before it, so that
+// the lines would be waited for one after the other. It is true, since ids begin with a digit.
+func ahead(b []byte) bool { return len(b) < 128 || b[0]|b[64]|b[112] != 0 }
 
 func (c *content) idAt(at place) ID { return readID(c.bytes(at)) }
 
@@ -57,8 +62,9 @@ func (c *content) get(m *meta, id *ID) place {
 	}
 	tag := tagOf(m.hashID(id))
 	b := c.hashes[byID].bucket(tag)
-	for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
-		if at := b.slots[i].at; c.idAt(at) == *id {
+	for i := b.find(b.home(tag), tag); i >= 0; i = b.find(b.after(i), tag) {
+		at := b.at(i)
+		if row := c.bytes(at); ahead(row) && readID(row) == *id {
 			return at
 		}
 	}
@@ -67,21 +73,13 @@ func (c *content) get(m *meta, id *ID) place {
 
 // by finds the first row, by id, that has the key in an index and is not expired at now (0: whenever).
 func (c *content) by(m *meta, ix int, key string, now int64, r *record) place {
-	head := m.hash(key)
 	if m.indexes[ix].unique {
-		tag := tagOf(head)
-		b := c.hashes[byIndex+ix].bucket(tag)
-		for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
-			at := b.slots[i].at
-			if c.dict.parse(c.bytes(at), r); r.has(ix, key) && !r.expired(now) {
-				return at
-			}
-		}
-		return 0
+		at, _ := c.unique(m, ix, key, now, r, nil)
+		return at
 	}
-	p := point{head: head}
+	p := point{head: m.hash(key)}
 	k := c.trees[byIndex+ix].seek(c, &p)
-	for it := k.next(); it != nil && it.head() == head; it = k.next() {
+	for it := k.next(); it != nil && it.head() == p.head; it = k.next() {
 		if c.dict.parse(c.bytes(it.at), r); r.has(ix, key) && !r.expired(now) {
 			return it.at
 		}
@@ -89,19 +87,44 @@ func (c *content) by(m *meta, ix int, key string, now int64, r *record) place {
 	return 0
 }
 
+// unique is by for a unique index. With the table that its hints are about, it also gives the hint if a row is there.
+func (c *content) unique(m *meta, ix int, key string, now int64, r *record, near *content) (at, hint place) {
+	tag := tagOf(m.hash(key))
+	b := c.hashes[byIndex+ix].bucket(tag)
+	for i := b.find(b.home(tag), tag); i >= 0; i = b.find(b.after(i), tag) {
+		at := b.at(i)
+		row := c.bytes(at)
+		if near != nil { // asked for before either of the rows is waited for
+			if hint = b.hint(i); !near.now.has(hint) || !ahead(near.bytes(hint)) {
+				hint = 0
+			}
+		}
+		if c.dict.parse(row, r); r.has(ix, key) && !r.expired(now) {
+			return at, hint
+		}
+	}
+	return 0, 0
+}
+
 // table is the writer's side of a content.
 type table struct {
 	content
 	m      *meta
-	open   int   // the slab that rows are added to
-	used   int   // bytes of it
-	live   []int // bytes of the rows that are in the trees, by slab
-	free   []int // slabs that are no more
-	sparse []int // slabs that fell below half, and may have risen again
+	open   int      // the slab that rows are added to
+	used   int      // bytes of it
+	live   []int    // bytes of the rows that are in the trees, by slab
+	free   []int    // slabs that are no more
+	sparse []int    // slabs that fell below half, and may have risen again
+	near   *table   // that the hints in the table's hashes are about
+	from   []*table // whose hints are about this one
 }
 
 func newTable(m *meta, keys *seal.Keyring) *table {
-	return &table{content: content{dict: newDict(m, keys), trees: make([]tree, byIndex+len(m.indexes)), hashes: make([]hash, byIndex+len(m.indexes))}, m: m}
+	t := &table{content: content{dict: newDict(m, keys), trees: make([]tree, byIndex+len(m.indexes)), hashes: make([]hash, byIndex+len(m.indexes))}, m: m}
+	for ix := range m.indexes {
+		t.hashes[byIndex+ix].hinted = m.near.ix >= 0
+	}
+	return t
 }
 
 // publish gives what views see of the table now.
@@ -112,6 +135,7 @@ func (t *table) publish() *content {
 		t.trees[i].freeze()
 		t.hashes[i].freeze()
 	}
+	t.now.freeze()
 	return &c
 }
 
@@ -182,8 +206,26 @@ func (t *table) heads(r *record, tree func(x int, p *point), hash func(x int, he
 // link makes the row at a place found. old is 0, or the place that the same row moves from.
 func (t *table) link(old, at place) {
 	r := t.record(at)
-	t.heads(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at) })
+	var hint place
+	if old == 0 { // one that moves keeps its hint
+		hint = t.hint(&r)
+	}
+	t.heads(&r, func(x int, p *point) { t.trees[x].set(&t.content, p, at) }, func(x int, head uint64) { t.hashes[x].set(head, old, at, hint) })
 	t.live[at/perSlab] += padded(extent(t.bytes(at)))
+	t.current(old, at)
+}
+
+// current notes that what is in the table lies at a place, and no more at the old one; either may be 0.
+func (t *table) current(old, at place) {
+	if len(t.from) == 0 {
+		return
+	}
+	if old != 0 {
+		t.now.put(old, false)
+	}
+	if at != 0 {
+		t.now.put(at, true)
+	}
 }
 
 // swap has the row at a place found in the stead of its older version, if nothing else than its place is to be changed for that.
@@ -195,8 +237,9 @@ func (t *table) swap(old, at place) bool {
 	id := r.rowID()
 	t.trees[byID].set(&t.content, &point{headOf(&id), id}, at)
 	if !t.m.def.Journal {
-		t.hashes[byID].set(t.m.hashID(&id), old, at)
+		t.hashes[byID].set(t.m.hashID(&id), old, at, 0)
 	}
+	t.current(old, at)
 	t.live[at/perSlab] += padded(extent(t.bytes(at)))
 	t.live[old/perSlab] -= padded(extent(t.bytes(old)))
 	t.weigh(int(old / perSlab))
@@ -207,12 +250,13 @@ func (t *table) unlink(at place) {
 	r := t.record(at)
 	t.heads(&r, func(x int, p *point) { t.trees[x].delete(&t.content, p) }, func(x int, head uint64) { t.hashes[x].delete(head, at) })
 	t.live[at/perSlab] -= padded(extent(t.bytes(at)))
+	t.current(at, 0)
 	t.weigh(int(at / perSlab))
 }
 
 // compact moves the rows out of slabs of which less than half lives, and lets go of these. So the slabs hold at most twice what lives,
-// and at most one row is moved for each that was replaced or deleted.
-func (t *table) compact() {
+// and at most one row is moved for each that was replaced or deleted. It calls moved with the new places.
+func (t *table) compact(moved func(at place)) {
 	shared := true
 	for len(t.sparse) > 0 {
 		slab := t.sparse[len(t.sparse)-1]
@@ -225,7 +269,9 @@ func (t *table) compact() {
 			size := extent(b[at:])
 			from := place(slab*perSlab + at/slabStep)
 			if id := t.idAt(from); t.get(t.m, &id) == from {
-				t.link(from, t.add(b[at:at+size]))
+				to := t.add(b[at : at+size])
+				t.link(from, to)
+				moved(to)
 				t.live[slab] -= padded(size)
 			}
 			at += padded(size)

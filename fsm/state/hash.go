@@ -2,26 +2,46 @@ package state
 
 import "slices"
 
-const (
-	// bucketSize makes a bucket fill a size class of Go's allocator (768 bytes).
-	bucketSize = 94
-	// bucketFull leaves so many slots empty that a search ends soon.
-	bucketFull = bucketSize * 7 / 8
-)
+// bucketWords makes a bucket fill a size class of Go's allocator (768 bytes).
+const bucketWords = 188
 
 // bucket holds the places of the rows whose hashes begin with the same depth bits, each in the first empty slot behind the one that its
 // tag asks for.
 type bucket struct {
 	epoch uint64 // of the hash that may change the bucket in place
 	n     uint32
-	depth uint32
-	slots [bucketSize]slot
+	depth uint16
+	width uint16              // of a slot, in words
+	words [bucketWords]uint32 // slots: tag (the first half of the hash), place (0: empty) and, where there are three, hint
 }
 
-// slot is empty if at is 0. The tag is the first half of the hash.
-type slot struct {
-	tag uint32
-	at  place
+func newBucket(epoch uint64, depth uint32, hinted bool) *bucket {
+	b := &bucket{epoch: epoch, depth: uint16(depth), width: 2}
+	if hinted {
+		b.width = 3
+	}
+	return b
+}
+
+func (b *bucket) size() int {
+	if b.width == 3 {
+		return bucketWords / 3
+	}
+	return bucketWords / 2
+}
+
+func (b *bucket) slot(i int) []uint32 { return b.words[i*int(b.width):][:b.width] }
+
+func (b *bucket) tag(i int) uint32 { return b.words[i*int(b.width)] }
+
+func (b *bucket) at(i int) place { return place(b.words[i*int(b.width)+1]) }
+
+// hint is the third word of a slot, which means nothing to a hash.
+func (b *bucket) hint(i int) place {
+	if b.width < 3 {
+		return 0
+	}
+	return place(b.words[3*i+2])
 }
 
 // segmentSize balances what a write after a commit copies: a segment, and the list of the segments.
@@ -43,16 +63,25 @@ type hash struct {
 	depth    uint32 // segmentBits at least
 	epoch    uint64
 	listed   uint64 // epoch of segments
+	hinted   bool   // slots hold hints
+}
+
+// full leaves so many slots of a bucket empty that a search ends soon.
+func (h *hash) full() int {
+	if h.hinted {
+		return bucketWords / 3 * 7 / 8
+	}
+	return bucketWords / 2 * 7 / 8
 }
 
 // none is the bucket of tables that never held anything.
-var none bucket
+var none = bucket{width: 2}
 
 // begin makes the first bucket.
 func (h *hash) begin() {
 	h.depth, h.listed = segmentBits, h.epoch
 	h.segments = []segment{{h.epoch, new([segmentSize]*bucket)}}
-	h.point(0, &bucket{epoch: h.epoch})
+	h.point(0, newBucket(h.epoch, 0, h.hinted))
 }
 
 func (h *hash) freeze() { h.epoch++ }
@@ -73,7 +102,7 @@ func (h *hash) point(tag uint32, b *bucket) {
 	if h.listed != h.epoch {
 		h.segments, h.listed = slices.Clone(h.segments), h.epoch
 	}
-	span := uint32(1) << (h.depth - b.depth)
+	span := uint32(1) << (h.depth - uint32(b.depth))
 	first := tag >> (32 - h.depth) &^ (span - 1)
 	for i := first; i < first+span; i++ {
 		s := &h.segments[i>>segmentBits]
@@ -98,10 +127,10 @@ func (h *hash) own(tag uint32) *bucket {
 }
 
 // home is the slot where the search for a tag begins; its factor mixes those bits that the tags of a bucket do not share.
-func home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * bucketSize >> 32) }
+func (b *bucket) home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * uint64(b.size()) >> 32) }
 
-func after(i int) int {
-	if i++; i < bucketSize {
+func (b *bucket) after(i int) int {
+	if i++; i < b.size() {
 		return i
 	}
 	return 0
@@ -109,8 +138,8 @@ func after(i int) int {
 
 // find is the first slot with the tag from slot i on, -1 if there is none.
 func (b *bucket) find(i int, tag uint32) int {
-	for ; b.slots[i].at != 0; i = after(i) {
-		if b.slots[i].tag == tag {
+	for ; b.at(i) != 0; i = b.after(i) {
+		if b.tag(i) == tag {
 			return i
 		}
 	}
@@ -119,57 +148,71 @@ func (b *bucket) find(i int, tag uint32) int {
 
 // findPlace is the slot of a place.
 func (b *bucket) findPlace(tag uint32, at place) int {
-	i := home(tag)
-	for ; b.slots[i].at != at; i = after(i) {
-		if b.slots[i].at == 0 {
+	i := b.home(tag)
+	for ; b.at(i) != at; i = b.after(i) {
+		if b.at(i) == 0 {
 			panic("state: a hash does not hold a row that is in the table") // looking on would never end
 		}
 	}
 	return i
 }
 
-func (b *bucket) add(tag uint32, at place) {
-	i := home(tag)
-	for b.slots[i].at != 0 {
-		i = after(i)
+func (b *bucket) add(tag uint32, at, hint place) {
+	i := b.home(tag)
+	for b.at(i) != 0 {
+		i = b.after(i)
 	}
-	b.slots[i] = slot{tag, at}
 	b.n++
+	s := b.slot(i)
+	s[0], s[1] = tag, uint32(at)
+	if len(s) > 2 {
+		s[2] = uint32(hint)
+	}
 }
 
 // remove empties slot i and moves up those behind it that would not be found any more.
 func (b *bucket) remove(i int) {
 	b.n--
-	for j := after(i); ; j = after(j) {
-		s := b.slots[j]
-		if s.at == 0 {
-			b.slots[i] = slot{}
+	size := b.size()
+	for j := b.after(i); ; j = b.after(j) {
+		if b.at(j) == 0 {
+			clear(b.slot(i))
 			return
 		}
 		// How far a slot is behind the home: if the empty one is nearer, or as near, the row may go there.
-		from := home(s.tag)
-		if (i-from+bucketSize)%bucketSize <= (j-from+bucketSize)%bucketSize {
-			b.slots[i], i = s, j
+		from := b.home(b.tag(j))
+		if (i-from+size)%size <= (j-from+size)%size {
+			copy(b.slot(i), b.slot(j))
+			i = j
 		}
 	}
 }
 
-// set puts in a place; that of the row before it moved or was replaced, if not 0, goes.
-func (h *hash) set(head uint64, old, at place) {
+// set puts in a place and a hint; if the row moved from an old place, which is not 0 then, that goes and the hint there stays.
+func (h *hash) set(head uint64, old, at, hint place) {
 	if h.segments == nil {
 		h.begin()
 	}
 	tag := tagOf(head)
 	b := h.own(tag)
 	if old != 0 {
-		b.slots[b.findPlace(tag, old)].at = at
+		b.slot(b.findPlace(tag, old))[1] = uint32(at)
 		return
 	}
-	for b.n == bucketFull {
+	for int(b.n) == h.full() {
 		h.split(tag, b)
 		b = h.bucket(tag)
 	}
-	b.add(tag, at)
+	b.add(tag, at, hint)
+}
+
+// rehint changes the hint beside a place.
+func (h *hash) rehint(head uint64, at, hint place) {
+	tag := tagOf(head)
+	if b := h.bucket(tag); h.hinted && b.hint(b.findPlace(tag, at)) != hint {
+		b = h.own(tag)
+		b.slot(b.findPlace(tag, at))[2] = uint32(hint)
+	}
 }
 
 func (h *hash) delete(head uint64, at place) {
@@ -180,21 +223,20 @@ func (h *hash) delete(head uint64, at place) {
 
 // split moves the tags of an owned bucket whose next bit is set to a new one. Hashes are seeded: a bucket of equal tags does not occur.
 func (h *hash) split(tag uint32, b *bucket) {
-	for h.depth == b.depth {
+	for h.depth == uint32(b.depth) {
 		h.double()
 	}
-	old := b.slots
-	b.n, b.slots = 0, [bucketSize]slot{}
-	b.depth++
+	old := *b
+	*b = *newBucket(h.epoch, uint32(old.depth)+1, h.hinted)
 	bit := uint32(1) << (32 - b.depth)
-	other := &bucket{epoch: h.epoch, depth: b.depth}
-	for _, s := range old {
-		switch {
-		case s.at == 0:
-		case s.tag&bit == 0:
-			b.add(s.tag, s.at)
+	other := newBucket(h.epoch, uint32(b.depth), h.hinted)
+	for i := range old.size() {
+		switch tag, at := old.tag(i), old.at(i); {
+		case at == 0:
+		case tag&bit == 0:
+			b.add(tag, at, old.hint(i))
 		default:
-			other.add(s.tag, s.at)
+			other.add(tag, at, old.hint(i))
 		}
 	}
 	h.point(tag|bit, other)
@@ -216,17 +258,23 @@ func (h *hash) double() {
 	h.depth++
 }
 
-// sow makes a hash of items, whose order it changes. same is called with the places of items that have the same head.
-func sow(items []item, same func(a, b place)) (h hash) {
-	if len(items) > 0 {
-		h.begin()
-		h.sow(items, 0, 0, same)
-	}
-	return h
+// seedling is an entry of a hash that is to be; its hint is what the caller makes one of.
+type seedling struct {
+	item
+	hint uint32
 }
 
-func (h *hash) sow(items []item, prefix, depth uint32, same func(a, b place)) {
-	if len(items) > bucketFull*7/8 { // room for some more before they split
+// sow fills an empty hash with items, whose order it changes. same is called with the places of items that have the same head, hint
+// to have the hints that go into the slots.
+func (h *hash) sow(items []seedling, same func(a, b place), hint func(uint32) place) {
+	if len(items) > 0 {
+		h.begin()
+		h.grow(items, 0, 0, same, hint)
+	}
+}
+
+func (h *hash) grow(items []seedling, prefix, depth uint32, same func(a, b place), hint func(uint32) place) {
+	if len(items) > h.full()*7/8 { // room for some more before they split
 		bit := uint32(1) << (31 - depth)
 		n := 0
 		for i := range items {
@@ -235,18 +283,18 @@ func (h *hash) sow(items []item, prefix, depth uint32, same func(a, b place)) {
 				n++
 			}
 		}
-		h.sow(items[:n], prefix, depth+1, same)
-		h.sow(items[n:], prefix|bit, depth+1, same)
+		h.grow(items[:n], prefix, depth+1, same, hint)
+		h.grow(items[n:], prefix|bit, depth+1, same, hint)
 		return
 	}
-	b := &bucket{depth: depth}
+	b := newBucket(h.epoch, depth, h.hinted)
 	for i, it := range items {
 		for _, other := range items[:i] {
 			if it.head() == other.head() {
 				same(other.at, it.at)
 			}
 		}
-		b.add(it.hi, it.at)
+		b.add(it.hi, it.at, hint(it.hint))
 	}
 	for h.depth < depth {
 		h.double()

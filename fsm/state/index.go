@@ -43,6 +43,7 @@ type meta struct {
 	seed    maphash.Seed
 	fields  []field
 	indexes []index
+	near    reference
 }
 
 // field is a member of a row's JSON that T holds.

@@ -16,9 +16,9 @@ type Load struct {
 	s      *Store
 	keys   *seal.Keyring
 	work   []*table
-	last   []ID       // by table
-	trees  [][][]item // by table and tree
-	hashes [][][]item // by table and hash
+	last   []ID           // by table
+	trees  [][][]item     // by table and tree
+	hashes [][][]seedling // by table and hash; hints are the tags of rows named
 }
 
 // BeginLoad opens it, like Begin; its rows, and all after its commit, are opened with the keyring.
@@ -26,7 +26,7 @@ func (s *Store) BeginLoad(keys *seal.Keyring) *Load {
 	s.writer.Lock()
 	l := &Load{s: s, keys: keys, work: s.empty(keys), last: make([]ID, len(s.metas))}
 	for _, t := range l.work {
-		l.trees, l.hashes = append(l.trees, make([][]item, len(t.trees))), append(l.hashes, make([][]item, len(t.hashes)))
+		l.trees, l.hashes = append(l.trees, make([][]item, len(t.trees))), append(l.hashes, make([][]seedling, len(t.hashes)))
 	}
 	return l
 }
@@ -45,9 +45,16 @@ func (l *Load) Add(d Decoded) error {
 	l.last[slot] = d.id
 	at := t.add(d.row)
 	t.live[at/perSlab] += padded(len(d.row))
+	t.current(0, at)
 	r := t.record(at)
+	var named uint32
+	if id, ok := r.referred(); ok {
+		named = tagOf(t.near.m.hashID(&id))
+	}
 	t.heads(&r, func(x int, p *point) { l.trees[slot][x] = append(l.trees[slot][x], newItem(p.head, at)) },
-		func(x int, head uint64) { l.hashes[slot][x] = append(l.hashes[slot][x], newItem(head, at)) })
+		func(x int, head uint64) {
+			l.hashes[slot][x] = append(l.hashes[slot][x], seedling{newItem(head, at), named})
+		})
 	return nil
 }
 
@@ -64,14 +71,32 @@ func (l *Load) Build() error {
 				slices.SortFunc(list, func(a, b item) int { return cmp.Or(cmp.Compare(a.head(), b.head()), cmp.Compare(a.at, b.at)) })
 				t.trees[x] = plant(&t.content, list)
 			})
-			wg.Go(func() {
-				t.hashes[x] = sow(l.hashes[slot][x], func(a, b place) { errs[slot][x] = cmp.Or(errs[slot][x], t.double(x-byIndex, a, b)) })
-			})
+		}
+		wg.Go(func() { l.sow(slot, byID, errs[slot]) })
+	}
+	wg.Wait()
+	for slot, t := range l.work { // with hints, from the hashes by id
+		for x := byIndex; x < len(t.hashes); x++ {
+			wg.Go(func() { l.sow(slot, x, errs[slot]) })
 		}
 	}
 	wg.Wait()
 	l.trees, l.hashes = nil, nil
 	return errors.Join(slices.Concat(errs...)...)
+}
+
+func (l *Load) sow(slot, x int, errs []error) {
+	t := l.work[slot]
+	t.hashes[x].sow(l.hashes[slot][x], func(a, b place) { errs[x] = cmp.Or(errs[x], t.double(x-byIndex, a, b)) }, func(tag uint32) place {
+		if t.near == nil || x == byID || tag == 0 {
+			return 0
+		}
+		b := t.near.hashes[byID].bucket(tag)
+		if i := b.find(b.home(tag), tag); i >= 0 { // another row of the same tag at worst: a hint that is not followed
+			return b.at(i)
+		}
+		return 0
+	})
 }
 
 // double is the error if two rows with the same hash have the same key.

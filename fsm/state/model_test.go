@@ -26,14 +26,20 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 			x    tree
 			have map[int]bool
 		}
-		now := version{have: map[int]bool{}}
+		hinted := rapid.Bool().Draw(rt, "hinted")
+		hint := func(i int) place { return place(7*i + 1) }
+		now := version{h: hash{hinted: hinted}, have: map[int]bool{}}
 		check := func(v *version) {
 			var m model
 			for i := range rows {
 				tag, found := tagOf(head(i)), false
 				b := v.h.bucket(tag)
-				for j := b.find(home(tag), tag); j >= 0; j = b.find(after(j), tag) {
-					found = found || b.slots[j].at == at(i)
+				for j := b.find(b.home(tag), tag); j >= 0; j = b.find(b.after(j), tag) {
+					if b.at(j) == at(i) {
+						if found = true; hinted && b.hint(j) != hint(i) {
+							rt.Fatalf("row %d has the hint %d, want %d", i, b.hint(j), hint(i))
+						}
+					}
 				}
 				if found != v.have[i] {
 					rt.Fatalf("row %d in the hash: %v, want %v", i, found, v.have[i])
@@ -56,11 +62,11 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 				p := point{head(i), c.idAt(at(i))}
 				switch {
 				case add && !now.have[i]:
-					now.h.set(head(i), 0, at(i))
+					now.h.set(head(i), 0, at(i), hint(i))
 					now.x.set(c, &p, at(i))
 					now.have[i] = true
 				case add: // in its place again
-					now.h.set(head(i), at(i), at(i))
+					now.h.set(head(i), at(i), at(i), 0)
 					now.x.set(c, &p, at(i))
 				default:
 					if now.have[i] {
@@ -85,13 +91,14 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 // A hash that does not hold a row of its table is broken: it says so, where searching on would never end.
 func TestAbsentFromHash(t *testing.T) {
 	var h hash
-	for at := place(1); at <= bucketFull; at++ {
-		h.set(uint64(at)<<40, 0, at)
+	full := h.full()
+	for at := place(1); at <= place(full); at++ {
+		h.set(uint64(at)<<40, 0, at, 0)
 	}
 	for name, f := range map[string]func(){
-		"delete":  func() { h.delete(5<<40, bucketFull+1) },
-		"replace": func() { h.set(5<<40, bucketFull+1, bucketFull+2) },
-		"empty":   func() { (&hash{}).set(5<<40, 1, 2) },
+		"delete":  func() { h.delete(5<<40, place(full+1)) },
+		"replace": func() { h.set(5<<40, place(full+1), place(full+2), 0) },
+		"empty":   func() { (&hash{}).set(5<<40, 1, 2, 0) },
 	} {
 		func() {
 			defer func() {

@@ -55,6 +55,9 @@ func New(defs []entity.Def, keys *seal.Keyring) *Store {
 		names[d.Schema.Name] = true
 		s.metas = append(s.metas, newMeta(d, i))
 	}
+	for _, m := range s.metas {
+		m.refer(s.metas)
+	}
 	s.work = s.empty(keys)
 	s.view.Store(&View{tables: s.publish(nil, nil)})
 	return s
@@ -64,6 +67,12 @@ func (s *Store) empty(keys *seal.Keyring) []*table {
 	t := make([]*table, len(s.metas))
 	for i, m := range s.metas {
 		t[i] = newTable(m, keys)
+	}
+	for _, from := range t {
+		if near := from.m.near; near.ix >= 0 {
+			from.near = t[near.slot]
+			from.near.from = append(from.near.from, from)
+		}
 	}
 	return t
 }

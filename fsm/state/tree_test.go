@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -119,15 +120,22 @@ func TestTree(t *testing.T) {
 }
 
 func TestHash(t *testing.T) {
-	const rows = 100_000
+	for _, hinted := range []bool{false, true} {
+		t.Run(fmt.Sprint("hinted=", hinted), func(t *testing.T) { testHash(t, hinted) })
+	}
+}
+
+func testHash(t *testing.T, hinted bool) {
+	const rows = 50_000
+	hint := func(at place) place { return 3*at + 1 }
 	random := rand.New(rand.NewPCG(3, 4))
 	head := func(at place) uint64 { return uint64(at) * 0x9e3779b97f4a7c15 }
 	holds := func(h *hash, at place) bool {
 		tag := tagOf(head(at))
 		b := h.bucket(tag)
-		for i := b.find(home(tag), tag); i >= 0; i = b.find(after(i), tag) {
-			if b.slots[i].at == at {
-				return true
+		for i := b.find(b.home(tag), tag); i >= 0; i = b.find(b.after(i), tag) {
+			if b.at(i) == at {
+				return b.hint(i) == hint(at) == hinted
 			}
 		}
 		return false
@@ -144,21 +152,22 @@ func TestHash(t *testing.T) {
 			}
 		}
 	}
-	v := version{have: map[place]bool{}}
+	v := version{hash{hinted: hinted}, map[place]bool{}}
 	equal(v)
 	var old []version
 	for step := range 3 * rows {
 		at := place(1 + random.IntN(rows-1))
 		switch {
 		case !v.have[at] && (step < rows || step > 2*rows):
-			v.set(head(at), 0, at)
+			v.set(head(at), 0, at, hint(at)+1)
+			v.rehint(head(at), at, hint(at))
 			v.have[at] = true
 		case v.have[at] && random.IntN(2) == 0:
 			v.delete(head(at), at)
 			delete(v.have, at)
 		case v.have[at]: // away and back
-			v.set(head(at), at, rows+1)
-			v.set(head(at), rows+1, at)
+			v.set(head(at), at, rows+1, 0)
+			v.set(head(at), rows+1, at, 0)
 		}
 		if step%(rows/2) == 7 {
 			have := map[place]bool{}
@@ -173,13 +182,14 @@ func TestHash(t *testing.T) {
 	for _, v := range old {
 		equal(v)
 	}
-	var items []item
+	var items []seedling
 	for at := range v.have {
-		items = append(items, newItem(head(at), at))
+		items = append(items, seedling{newItem(head(at), at), uint32(at)})
 	}
-	twice := newItem(items[0].head(), rows+7)
+	twice := seedling{newItem(items[0].head(), rows+7), 0}
 	var same []place
-	sown := sow(append(items, twice), func(a, b place) { same = append(same, a, b) })
+	sown := hash{hinted: hinted}
+	sown.sow(append(items, twice), func(a, b place) { same = append(same, a, b) }, func(at uint32) place { return hint(place(at)) })
 	sown.delete(twice.head(), rows+7)
 	equal(version{sown, v.have})
 	slices.Sort(same)

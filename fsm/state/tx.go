@@ -176,15 +176,22 @@ func (tx *Tx) write(w write) {
 
 func (tx *Tx) apply(slot int, old, next place) {
 	tx.dirty[slot] = true
-	if old != 0 && next != 0 && tx.work[slot].swap(old, next) {
-		return
-	}
-	if old != 0 {
-		tx.work[slot].unlink(old)
+	t := tx.work[slot]
+	if old == 0 || next == 0 || !t.swap(old, next) {
+		if old != 0 {
+			t.unlink(old)
+		}
+		if next != 0 {
+			t.link(0, next)
+		}
 	}
 	if next != 0 {
-		tx.work[slot].link(0, next)
+		tx.rehint(t, next)
 	}
+}
+
+func (tx *Tx) rehint(t *table, at place) {
+	t.rehint(at, func(slot int) { tx.dirty[slot] = true })
 }
 
 // Mark is a point to roll back to.
@@ -253,7 +260,7 @@ func (tx *Tx) Commit(index uint64, aux any) {
 	}
 	for i, t := range tx.work {
 		if tx.dirty[i] {
-			t.compact()
+			t.compact(func(at place) { tx.rehint(t, at) })
 		}
 	}
 	s.view.Store(&View{index: index, aux: aux, tables: s.publish(s.View().tables, tx.dirty)})

@@ -91,10 +91,15 @@ func (a *Auth) Accept(x *exchange.Exchange, v *state.View, consumer entity.Ref, 
 	if !ok {
 		return false
 	}
-	x.SetCredential(c)
-	identify(x, &row.Val)
-	x.Request.Header.Add(HeaderCredentialIdentifier, c.Identifier)
+	a.AcceptAs(x, &row.Val, c)
 	return true
+}
+
+// AcceptAs is Accept for a consumer that has been found with the credential.
+func (*Auth) AcceptAs(x *exchange.Exchange, consumer *entity.Consumer, c exchange.Credential) {
+	x.SetCredential(c)
+	identify(x, consumer)
+	x.Request.Header.Add(HeaderCredentialIdentifier, c.Identifier)
 }
 
 // identity are the headers that one identity sets and the next one replaces.

@@ -40,7 +40,7 @@ func Plugin() plugin.Plugin {
 		New: plugin.Typed(func(_ context.Context, env plugin.Env, _ plugin.Config, c *config) (plugin.Instance, error) {
 			i := &instance{
 				config: *c, auth: plugin.NewAuth(env, c.Anonymous),
-				credentials: state.TableOf[entity.KeyAuthCredential](env.Store),
+				credentials: state.JoinOf[entity.KeyAuthCredential, entity.Consumer](env.Store, "key"),
 				challenge:   "Key",
 			}
 			if c.Realm != "" {
@@ -65,7 +65,7 @@ type config struct {
 type instance struct {
 	config
 	auth        *plugin.Auth
-	credentials *state.Table[entity.KeyAuthCredential]
+	credentials *state.Join[entity.KeyAuthCredential, entity.Consumer]
 	challenge   string
 }
 
@@ -86,11 +86,11 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	if key == "" {
 		return plugin.Refuse(401, "No API key found in request", i.challenge)
 	}
-	row, ok := i.credentials.By(v, "key", key)
-	if !ok || row.ExpiresAt != 0 && row.ExpiresAt <= time.Now().UnixMilli() ||
-		!i.auth.Accept(x, v, row.Val.Consumer, exchange.Credential{ID: row.Val.ID, Identifier: row.Val.ID, Kind: "key-auth"}) {
+	row, consumer, ok := i.credentials.By(v, key)
+	if !ok || row.ExpiresAt != 0 && row.ExpiresAt <= time.Now().UnixMilli() {
 		return plugin.Refuse(401, "Unauthorized", i.challenge)
 	}
+	i.auth.AcceptAs(x, &consumer.Val, exchange.Credential{ID: row.Val.ID, Identifier: row.Val.ID, Kind: "key-auth"})
 	return nil
 }
 
