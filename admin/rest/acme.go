@@ -41,7 +41,7 @@ func (a *API) obtainCertificate(c *call) (answer, error) {
 	if err := a.o.Service.AuthorizeWrite(c.r.Context(), acmeRow("*")); err != nil {
 		return answer{}, err
 	}
-	body, _, err := readBody(c.w, c.r)
+	body, _, err := readOptional(c.w, c.r)
 	if err != nil {
 		return answer{}, err
 	}

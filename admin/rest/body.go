@@ -29,8 +29,17 @@ func malformed(message string) *service.Error {
 	return &service.Error{Kind: service.Malformed, Message: message}
 }
 
-// readBody decodes a request's entity. form reports that its values are text still.
+// readBody decodes a request's entity. form reports that its values are text still. Nothing is no JSON (Kong).
 func readBody(w http.ResponseWriter, r *http.Request) (rec schema.Record, form bool, err error) {
+	return decodeBody(w, r, false)
+}
+
+// readOptional is readBody for what is done without a body as well, whatever type the client says that nothing has.
+func readOptional(w http.ResponseWriter, r *http.Request) (rec schema.Record, form bool, err error) {
+	return decodeBody(w, r, true)
+}
+
+func decodeBody(w http.ResponseWriter, r *http.Request, optional bool) (rec schema.Record, form bool, err error) {
 	types := r.Header.Values("Content-Type")
 	if len(types) > 1 {
 		return nil, false, malformed("Multiple Content-Type headers not allowed")
@@ -45,13 +54,14 @@ func readBody(w http.ResponseWriter, r *http.Request) (rec schema.Record, form b
 		return nil, false, &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", maxBody), ""}
 	case err != nil:
 		return nil, false, malformed("the body ended early")
-	case len(data) == 0:
-		return schema.Record{}, false, nil
 	}
 	kind := ""
 	if len(types) > 0 {
 		kind, _, _ = strings.Cut(types[0], ";")
 		kind = strings.ToLower(strings.TrimSpace(kind))
+	}
+	if len(data) == 0 && (optional || kind != "application/json") {
+		return schema.Record{}, false, nil
 	}
 	switch kind {
 	case "application/json":

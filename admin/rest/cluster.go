@@ -166,7 +166,7 @@ type arguments struct {
 }
 
 func readArguments(c *call) (*arguments, error) {
-	rec, _, err := readBody(c.w, c.r)
+	rec, _, err := readOptional(c.w, c.r)
 	return &arguments{values: rec, bad: map[string]any{}}, err
 }
 

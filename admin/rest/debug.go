@@ -91,7 +91,7 @@ func (a *API) setLogLevel(c *call) (answer, error) {
 	if !ok {
 		return answer{}, malformed("unknown log level: " + name)
 	}
-	body, _, err := readBody(c.w, c.r)
+	body, _, err := readOptional(c.w, c.r)
 	if err != nil {
 		return answer{}, err
 	}

@@ -175,7 +175,7 @@ func pageBody(c *call, rows [][]byte, offset string, options bool) []byte {
 	next := strings.TrimSuffix(c.r.URL.EscapedPath(), "/") + "?offset=" + offset
 	for _, name := range []string{"tags", "size"} {
 		if v := c.query(name); options && v != "" {
-			next += "&" + name + "=" + url.QueryEscape(v)
+			next += "&" + name + "=" + strings.ReplaceAll(url.QueryEscape(v), "+", "%20") // Kong's form of a space, which every decoder knows
 		}
 	}
 	b.Write(encode(next))

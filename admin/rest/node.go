@@ -160,10 +160,10 @@ func memoryFormat(unit, scale string) (string, int, error) {
 	if unit == "" {
 		unit = "m"
 	}
-	unit = strings.ToLower(unit)
-	if !strings.Contains("bkmg", unit) || len(unit) != 1 {
+	if len(unit) != 1 || !strings.ContainsAny(unit, "bkmgBKMG") {
 		return "", 0, malformed(fmt.Sprintf("invalid unit '%s' (expected 'k/K', 'm/M', or 'g/G')", unit))
 	}
+	unit = strings.ToLower(unit)
 	if scale == "" {
 		return unit, 2, nil
 	}
@@ -200,7 +200,7 @@ func (a *API) setReady(c *call) (answer, error) {
 	if c.r.Header.Get("Origin") != "" {
 		return answer{}, &statusError{http.StatusForbidden, "web pages may not do this", ""}
 	}
-	body, _, err := readBody(c.w, c.r)
+	body, _, err := readOptional(c.w, c.r)
 	if err != nil {
 		return answer{}, err
 	}

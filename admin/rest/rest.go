@@ -209,7 +209,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err err
 	}
 	for _, p := range params {
 		if !utf8.ValidString(p) {
-			return answer{}, malformed("the path is not valid UTF-8")
+			return answer{}, malformed("the path has invalid utf-8")
 		}
 	}
 	if r.Method == http.MethodOptions {

@@ -184,7 +184,12 @@ func (p *planner) body(stored, fixed schema.Record) (schema.Record, error) {
 		e.Options = map[string]any{"ttl": text}
 		return nil, e
 	}
-	maps.Copy(body, fixed)
+	for field, v := range fixed {
+		if _, given := body[field]; given && p.m.Verb == Update {
+			continue // a PATCH may give the entity to another parent, or to none (Kong)
+		}
+		body[field] = v
+	}
 	if err := p.resolveForeign(body); err != nil {
 		return nil, err
 	}

@@ -351,7 +351,7 @@ func (q *query) parseTags(text string) error {
 	}
 	and, or := strings.Contains(text, ","), strings.Contains(text, "/")
 	switch {
-	case and && or:
+	case and && or, !utf8.ValidString(text):
 		return bad("invalid filter syntax")
 	case or:
 		q.tags, q.anyTag = strings.Split(text, "/"), true
@@ -365,7 +365,7 @@ func (q *query) parseTags(text string) error {
 		if t == "" {
 			return bad("invalid filter syntax")
 		}
-		if !utf8.ValidString(t) || strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return bad("must only contain printable ascii (except `,` and `/`) or valid utf-8")
 		}
 	}

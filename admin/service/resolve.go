@@ -179,7 +179,7 @@ func (l lookup) find(table state.AnyTable, ref string) (state.AnyRow, bool, erro
 			withHint(sch.Name + " have no name: use the id that GET /" + table.Def().CollectionName() + " shows")
 	}
 	if text := sch.CheckField(key, ref); text != "" {
-		e := refuse(InvalidUnique, map[string]any{key: text}, "%s", text)
+		e := refuse(InvalidUnique, nil, "%s", text)
 		e.Name = "invalid unique " + key
 		return state.AnyRow{}, false, e
 	}

@@ -39,7 +39,7 @@ var targets = Def{Table: 10, New: func() any { return new(Target) }, Endpoints: 
 func checkTarget(v any) string {
 	s, _ := v.(string)
 	if _, _, ok := splitHostPort(s); !ok {
-		return "Invalid target ('" + s + "'); not a valid hostname or ip address"
+		return "Invalid target; not a valid hostname or ip address"
 	}
 	return ""
 }

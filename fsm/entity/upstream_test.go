@@ -189,9 +189,9 @@ func TestTargets(t *testing.T) {
 		{name: "IPv6 in brackets", target: "[FE80::1]", want: "[fe80:0000:0000:0000:0000:0000:0000:0001]:8000"},
 		{name: "IPv6 and port", target: "[fe80::1]:81", want: "[fe80:0000:0000:0000:0000:0000:0000:0001]:81"},
 		{name: "port 0", target: "a:0", want: "a:0"},
-		{name: "space", target: "a b", message: "schema violation (target: Invalid target ('a b'); not a valid hostname or ip address)"},
-		{name: "bad address", target: "1.2.3.400", message: "schema violation (target: Invalid target ('1.2.3.400'); not a valid hostname or ip address)"},
-		{name: "port out of range", target: "a:65536", message: "schema violation (target: Invalid target ('a:65536'); not a valid hostname or ip address)"},
+		{name: "space", target: "a b", message: "schema violation (target: Invalid target; not a valid hostname or ip address)"},
+		{name: "bad address", target: "1.2.3.400", message: "schema violation (target: Invalid target; not a valid hostname or ip address)"},
+		{name: "port out of range", target: "a:65536", message: "schema violation (target: Invalid target; not a valid hostname or ip address)"},
 		{name: "empty", target: "", message: "schema violation (target: length must be at least 1)"},
 	} {
 		t.Run(v.name, func(t *testing.T) {
