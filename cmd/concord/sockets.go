@@ -158,7 +158,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	tune(proxyTLS, s)
 	o.Default, o.Choose = adminCert, nil
 	adminTLS := listen.TLSConfig(o)
-	adminTLS.NextProtos = []string{"h2", "http/1.1"}
+	adminTLS.NextProtos = []string{"h2", "http/1.1", "http/1.0"}
 	streamTLS := proxyTLS.Clone()
 	streamTLS.NextProtos, streamTLS.GetConfigForClient = nil, nil // nobody is asked for certificates in streams
 	out := &sockets{}

@@ -43,6 +43,7 @@ type bodyReader struct {
 	own     *buffer // taken when more has to be read than came with the head
 	mode    uint8
 	state   uint8
+	padded  bool  // spaces behind the size of a chunk do not matter: of responses, as some servers fill up a field of fixed width
 	left    int64 // of the body, or of the chunk
 	excess  int
 	trailer *exchange.Header
@@ -223,6 +224,9 @@ func (b *bodyReader) tail() error {
 }
 
 func (b *bodyReader) size(line []byte) error {
+	if b.padded {
+		line = bytes.TrimRight(line, " \t")
+	}
 	i, n := 0, int64(0)
 	for ; i < len(line); i++ {
 		d := hexDigit(line[i])

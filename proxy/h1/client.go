@@ -64,7 +64,7 @@ func NewClientConn(nc net.Conn, clock *Clock, lim Limits) *ClientConn {
 	lim.setDefaults()
 	c := &ClientConn{lim: lim}
 	c.open(nc, clock)
-	c.onReady, c.onGone = c.ready, c.clientLeft
+	c.onReady, c.onGone, c.body.padded = c.ready, c.clientLeft, true
 	return c
 }
 

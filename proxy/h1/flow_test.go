@@ -142,6 +142,7 @@ func TestResponses(t *testing.T) {
 			has: []string{"Transfer-Encoding: chunked\r\n"}, not: []string{"Content-Length"}, end: "\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"},
 		{name: "chunked to HTTP/1.0", request: "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
 			has: []string{"Connection: close\r\n"}, not: []string{"chunked"}, end: "\r\n\r\nabc"},
+		{name: "padded chunk sizes", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3     \r\nabc\r\n2\t\r\nde\r\n0     \r\n\r\n", end: "\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"},
 		{name: "until the end", closes: true, answer: "HTTP/1.1 200 OK\r\n\r\nabc", has: []string{"Transfer-Encoding: chunked\r\n"}, end: "3\r\nabc\r\n0\r\n\r\n"},
 		{name: "HTTP/1.0 upstream", closes: true, answer: "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", has: []string{"HTTP/1.1 200 OK\r\n"}, end: "\r\n\r\nabc"},
 		{name: "204", answer: "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", not: []string{"Content-Length", "chunked"}, end: "\r\n\r\n"},

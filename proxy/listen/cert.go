@@ -117,7 +117,8 @@ func TLSConfig(o TLSOptions) *tls.Config {
 		o.Min = tls.VersionTLS12
 	}
 	return &tls.Config{
-		MinVersion: o.Min, MaxVersion: o.Max, CipherSuites: o.CipherSuites, NextProtos: []string{"http/1.1"},
+		MinVersion: o.Min, MaxVersion: o.Max, CipherSuites: o.CipherSuites,
+		NextProtos: []string{"http/1.1", "http/1.0"}, // as nginx: curl --http1.0 offers nothing else
 		// Not in Certificates: then Choose would not be asked about clients without SNI.
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if o.Choose != nil {

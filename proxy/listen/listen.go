@@ -81,7 +81,7 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 	}
 	g := &Group{o: o, conns: cmp.Or(o.Conns, new(atomic.Int64)), waiting: map[net.Conn]struct{}{}}
 	if o.TLS != nil {
-		g.http1, g.http2 = speaking(o.TLS, o.TLS.NextProtos), speaking(o.TLS, []string{"h2", "http/1.1"})
+		g.http1, g.http2 = speaking(o.TLS, o.TLS.NextProtos), speaking(o.TLS, append([]string{"h2"}, o.TLS.NextProtos...))
 	}
 	for _, s := range o.Specs {
 		keepAlive, err := s.keepAlive()

@@ -246,6 +246,36 @@ func TestPlainAndTLSOnBothPorts(t *testing.T) {
 	}
 }
 
+// TestProtocols: what a client offers by ALPN (RFC 7301), with and without the flag http2.
+func TestProtocols(t *testing.T) {
+	_, _, addrs := open(t, nil)
+	for _, tt := range []struct {
+		name  string
+		offer []string
+		want  [2]string // "refused": no protocol in common (RFC 7301 §3.2)
+	}{
+		{"nothing", nil, [2]string{"", ""}},
+		{"old", []string{"http/1.0"}, [2]string{"http/1.0", "http/1.0"}},
+		{"both", []string{"http/1.0", "http/1.1"}, [2]string{"http/1.1", "http/1.1"}},
+		{"one unknown", []string{"spdy/3", "http/1.1"}, [2]string{"http/1.1", "http/1.1"}},
+		{"all unknown", []string{"spdy/3"}, [2]string{"refused", "refused"}},
+		{"HTTP/2", []string{"http/1.0", "h2"}, [2]string{"http/1.0", "h2"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for i, addr := range addrs {
+				got := "refused"
+				if c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: tt.offer}); err == nil {
+					got = c.ConnectionState().NegotiatedProtocol
+					_ = c.Close()
+				}
+				if got != tt.want[i] {
+					t.Errorf("listener %d: %q, want %q", i, got, tt.want[i])
+				}
+			}
+		})
+	}
+}
+
 func TestCertificateBySNI(t *testing.T) {
 	_, _, addrs := open(t, nil)
 	for sni, want := range map[string]string{
