@@ -111,12 +111,16 @@ func summaryOf(res service.BulkResult, b service.Bulk) map[string]any {
 	return body
 }
 
+// idSize is how long a UUID is as text.
+const idSize = 36
+
 // entityMap is Kong's answer: by entity, by id. It is as large as the configuration, so it is never there as a whole.
 func entityMap(rows []service.Wanted, res service.BulkResult, pace *service.Pace) stream {
 	list := map[string][]int{}
 	var order []string
 	size := len("{}")
 	for i, r := range rows {
+		pace.Rest()
 		if list[r.Entity] == nil {
 			order = append(order, r.Entity)
 			size += len(`"":{}`) + len(r.Entity)
@@ -124,7 +128,7 @@ func entityMap(rows []service.Wanted, res service.BulkResult, pace *service.Pace
 			size++
 		}
 		list[r.Entity] = append(list[r.Entity], i)
-		size += len(`"":`) + len(res.IDs[i]) + len(res.Rows[i])
+		size += len(`"":`) + idSize + len(res.Rows[i])
 	}
 	size += max(0, len(order)-1)
 	return stream{size: size, write: func(w io.Writer) error {
@@ -141,7 +145,7 @@ func entityMap(rows []service.Wanted, res service.BulkResult, pace *service.Pace
 			for k, i := range list[entity] {
 				pace.Rest()
 				separate(k)
-				_, _ = b.WriteString(`"` + res.IDs[i] + `":`)
+				_, _ = b.WriteString(`"` + res.IDs[i].String() + `":`)
 				_, _ = b.Write(res.Rows[i])
 				res.Rows[i] = nil
 			}

@@ -67,8 +67,8 @@ type BulkResult struct {
 	Index                                uint64
 	Created, Updated, Deleted, Unchanged int
 	Changes                              []BulkChange
-	Rows                                 [][]byte // the entities as JSON, in the order of Bulk.Rows
-	IDs                                  []string // and their ids
+	Rows                                 [][]byte   // the entities as JSON, in the order of Bulk.Rows
+	IDs                                  []state.ID // and their ids
 }
 
 // BulkChange is one row that changes. Before and After hold secrets only as marks that tell whether they differ.
@@ -184,6 +184,7 @@ func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint
 			s.forget(ctx, id)
 			return r, err
 		}
+		clear(piece)                  // a retry plans anew
 		time.Sleep(time.Since(begun)) // all nodes have worked on it
 	}
 	return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})

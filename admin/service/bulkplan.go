@@ -37,11 +37,11 @@ type bulkPlan struct {
 	routes  map[string][]string   // protocols of the wanted routes by id
 	through map[string][][]string // and by service id
 
-	puts    []command.Put
-	level   uint32 // that the cluster must have reached for them
-	changes []state.Change
-	res     BulkResult
-	pace    *Pace
+	puts  []command.Put
+	level uint32 // that the cluster must have reached for them
+	res   BulkResult
+	shown []byte // the block that the next of res.Rows goes into
+	pace  *Pace
 }
 
 func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
@@ -49,7 +49,7 @@ func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	p := &bulkPlan{s: s, b: b, pace: b.Pace, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
 		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
 	if b.Show {
-		p.res.Rows, p.res.IDs = make([][]byte, len(b.Rows)), make([]string, len(b.Rows))
+		p.res.Rows, p.res.IDs = make([][]byte, len(b.Rows)), p.ids
 	}
 	if err := p.removals(); err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	if err := p.deletions(); err != nil {
 		return nil, err
 	}
-	return p, nil
+	return &bulkPlan{view: p.view, puts: p.puts, level: p.level, res: p.res}, nil // the rest is large
 }
 
 // inOrder lists the tables so that what is referred to comes before what refers.
@@ -120,18 +120,17 @@ func (p *bulkPlan) fail(i int, errs schema.Errors) {
 // entity compares the wanted rows of one table. Those with an id choose their row first, then those with a unique key, then those that
 // only equal a row.
 func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) error {
-	bodies := make(map[int]schema.Record, len(rows))
 	p.alike = map[string]map[string][]state.ID{}
 	key := t.Def().Schema.EndpointKey
 	named := make(map[string]int, len(rows))
 	p.named[t.Name()] = named
 	for _, i := range rows {
 		p.pace.Rest()
-		bodies[i] = p.body(t, i)
-		if name, _ := bodies[i][key].(string); name != "" {
+		body := p.b.Rows[i].Body
+		if name, _ := body[key].(string); name != "" {
 			named[name] = i
 		}
-		if text, ok := bodies[i]["id"].(string); ok {
+		if text, ok := body["id"].(string); ok {
 			if id, err := state.ParseID(text); err == nil && !id.IsZero() {
 				p.claim(t, i, id)
 			}
@@ -142,44 +141,38 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 		if !p.ids[i].IsZero() {
 			continue
 		}
-		if row, ok := p.byKey(t, bodies[i]); ok {
+		body := p.body(t, i)
+		if !p.ids[i].IsZero() {
+			continue // what it refers to is not there
+		}
+		if row, ok := p.byKey(t, body); ok {
 			p.claim(t, i, row.ID)
-		} else if name, _ := bodies[i][key].(string); name != "" {
-			p.claim(t, i, p.fresh(t, bodies[i]))
+		} else if name, _ := body[key].(string); name != "" {
+			p.claim(t, i, p.fresh(t, body))
 		}
 	}
 	for n, i := range rows {
 		if p.pace.Rest(); n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := p.row(t, i, bodies[i]); err != nil {
+		if err := p.row(ctx, t, i, p.body(t, i)); err != nil {
 			return err
 		}
-		delete(bodies, i)
-	}
-	return p.build(ctx, t)
-}
-
-// build has the data plane try the changed rows of a table, one by one, to tell which it refuses.
-func (p *bulkPlan) build(ctx context.Context, t state.AnyTable) error {
-	changes := p.changes
-	p.changes = nil
-	if p.s.o.DryBuild == nil {
-		return ctx.Err()
-	}
-	for n := range changes {
-		p.pace.Rest()
-		err := p.s.o.DryBuild(ctx, changes[n:n+1])
-		if err == nil {
-			continue
-		}
-		i, wanted := p.claimed[t.Name()][changes[n].ID]
-		if !wanted || ctx.Err() != nil {
-			return cmp.Or(ctx.Err(), err)
-		}
-		p.fail(i, invalid(err).Fields)
 	}
 	return ctx.Err()
+}
+
+// build has the data plane try what a row would make it build.
+func (p *bulkPlan) build(ctx context.Context, i int, changes []state.Change) error {
+	if p.s.o.DryBuild == nil {
+		return nil
+	}
+	if err := p.s.o.DryBuild(ctx, changes); ctx.Err() != nil {
+		return ctx.Err()
+	} else if err != nil {
+		p.fail(i, invalid(err).Fields)
+	}
+	return nil
 }
 
 func (p *bulkPlan) claim(t state.AnyTable, i int, id state.ID) {
@@ -307,7 +300,7 @@ func keyOfRecord(names []string, rec schema.Record) (string, bool) {
 }
 
 // row prepares one wanted row and notes the write that makes it so.
-func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
+func (p *bulkPlan) row(ctx context.Context, t state.AnyTable, i int, body schema.Record) error {
 	rec, current, expires, errs, err := p.prepare(t, i, body)
 	if err != nil {
 		return err
@@ -319,14 +312,14 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 	if p.ids[i].IsZero() {
 		if row, ok := p.byKey(t, rec); ok { // a key in the form in which it is stored
 			p.claim(t, i, row.ID)
-			return p.row(t, i, body)
+			return p.row(ctx, t, i, body)
 		}
 		if id, ok := p.equal(t, body, rec); ok {
 			p.claim(t, i, id)
-			return p.row(t, i, body)
+			return p.row(ctx, t, i, body)
 		}
 		p.claim(t, i, p.fresh(t, rec))
-		return p.row(t, i, body)
+		return p.row(ctx, t, i, body)
 	}
 	id := p.ids[i]
 	rec["id"] = id.String()
@@ -357,7 +350,10 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 	if err != nil {
 		return err
 	}
-	p.puts, p.changes, p.level = append(p.puts, pl.plan.puts...), append(p.changes, pl.plan.changes...), max(p.level, pl.plan.level)
+	p.puts, p.level = append(p.puts, pl.plan.puts...), max(p.level, pl.plan.level)
+	if err := p.build(ctx, i, pl.plan.changes); err != nil {
+		return err
+	}
 	p.show(i, pl, clear, expires)
 	if found {
 		p.res.Updated++
@@ -368,11 +364,21 @@ func (p *bulkPlan) row(t state.AnyTable, i int, body schema.Record) error {
 }
 
 func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
-	if p.b.Show {
-		p.res.IDs[i] = p.ids[i].String()
-		p.res.Rows[i] = shown(pl.def, p.s.present(pl.def, row), expires, p.now, nil)
+	if !p.b.Show {
+		return
 	}
+	row = shown(pl.def, p.s.present(pl.def, row), expires, p.now, nil)
+	if len(row) > cap(p.shown)-len(p.shown) {
+		p.shown = make([]byte, 0, max(showBlock, len(row)))
+	}
+	begin := len(p.shown)
+	p.shown = append(p.shown, row...)
+	p.res.Rows[i] = p.shown[begin:len(p.shown):len(p.shown)]
 }
+
+// showBlock is how many bytes of rows to show lie together. There are as many rows as the configuration has, and each on its own would
+// have room behind it and be a thing for the collector to visit.
+const showBlock = 32 << 10
 
 // prepare validates and completes a row as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
 // key, secret and timestamps unless others are given.

@@ -49,6 +49,11 @@ func (h *history) add(c state.History) {
 		return // in the view from which the history begins
 	}
 	h.head = c.Index
+	if n := len(c.Writes) - h.maxWrites; n > 0 { // would be dropped at once
+		h.drop(len(h.writes))
+		h.floor, h.begin, c.Writes = c.Writes[n-1].Index, h.begin+uint64(n), c.Writes[n:]
+	}
+	h.writes = slices.Grow(h.writes, len(c.Writes))
 	for _, w := range c.Writes {
 		h.writes = append(h.writes, w)
 		h.bytes += w.Old.Size() + w.New.Size()

@@ -49,7 +49,8 @@ func Encode(c Command) []byte {
 	default: // a pointer to an op; an entry without an op would stop every node
 		panic(fmt.Sprintf("command: encode: op is a %T", c.Op))
 	}
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	how := proto.MarshalOptions{Deterministic: true}
+	data, err := how.MarshalAppend(make([]byte, 0, how.Size(m)+checksumSize), m)
 	if err != nil { // only invalid UTF-8 in string fields or missing required fields, and there are none of either
 		panic(fmt.Sprintf("command: encode: %v", err))
 	}
