@@ -145,8 +145,8 @@ func assign(into, v any) string {
 		*p = nil
 		list, ok := v.([]any)
 		if isText {
-			for part := range strings.SplitSeq(text, ",") {
-				list = append(list, part)
+			for part := range strings.SplitSeq(strings.ReplaceAll(text, `\,`, "\x00"), ",") {
+				list = append(list, strings.ReplaceAll(part, "\x00", ",")) // a pattern escapes its commas
 			}
 			ok = true
 		}
@@ -204,7 +204,11 @@ func (a *API) Check() map[string]any {
 		}
 	}
 	for i, p := range a.Paths {
-		if text := checkPath(p); text != "" {
+		if a.Lists && isRegex(p) {
+			if text := schema.CheckRegex(p); text != "" {
+				errs[path] = text
+			}
+		} else if text := checkPath(p); text != "" {
 			errs[path] = text
 		} else if p != "/" {
 			a.Paths[i] = strings.TrimSuffix(p, "/")
@@ -255,6 +259,9 @@ func checkHost(h string) string {
 	}
 	return ""
 }
+
+// isRegex tells whether one of uris is a pattern and no prefix: Kong from 0.11 on knew them by their characters.
+func isRegex(p string) bool { return strings.HasPrefix(p, "/") && !pathChars.MatchString(p) }
 
 func checkPath(p string) string {
 	switch {
@@ -332,7 +339,14 @@ func (a *API) Routes(stored []schema.Record) []schema.Record {
 		out = append(out, rec)
 	}
 	if a.Lists {
-		route(a.Hosts, a.Paths)
+		var paths []string
+		for _, p := range a.Paths {
+			if isRegex(p) {
+				p = "~" + p // a route says it so
+			}
+			paths = append(paths, p)
+		}
+		route(a.Hosts, paths)
 		return out
 	}
 	if len(a.Hosts) > 0 {
@@ -405,7 +419,10 @@ func Of(service schema.Record, routes []schema.Record) (a API, ok bool) {
 		assign(&hosts, r["hosts"])
 		assign(&paths, r["paths"])
 		assign(&protocols, r["protocols"])
-		a.Hosts, a.Paths = append(a.Hosts, hosts...), append(a.Paths, paths...)
+		a.Hosts = append(a.Hosts, hosts...)
+		for _, p := range paths {
+			a.Paths = append(a.Paths, strings.TrimPrefix(p, "~"))
+		}
 		a.PreserveHost, _ = r["preserve_host"].(bool)
 		a.HTTPSOnly = len(protocols) > 0 && !slices.Contains(protocols, "http")
 		a.Strip, _ = r["strip_path"].(bool)
