@@ -98,6 +98,7 @@ type node struct {
 // one is to replace, if any.
 func (c *cli) run(s *settings.Settings, from *succession) error {
 	syscall.Umask(0o077) // what the node writes is its own: keys, the log, snapshots
+	shareProcessors()
 	if err := prepare(s); err != nil {
 		return err
 	}

@@ -4,8 +4,8 @@
 //
 // The figure to hold on to is CPU time: that of the gateway's processes, divided by the requests that were answered, as a ratio to
 // nginx's of the same round. Absolute figures depend on the machine and on what else it does; the ratio hardly does. In every
-// round each row measures nginx, HAProxy and Concord in turn. The gateways run on one processor with one worker; load and upstream
-// have another. It needs Linux, two processors, and the programs nginx, haproxy, wrk and h2load (of Debian's nginx-light, haproxy,
+// round each row measures nginx, HAProxy and Concord in turn. The gateways run on one processor, nginx and HAProxy with one worker;
+// load and upstream have another. It needs Linux, two processors, and the programs nginx, haproxy, wrk and h2load (of Debian's nginx-light, haproxy,
 // wrk and nghttp2-client).
 package main
 

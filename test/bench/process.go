@@ -40,7 +40,10 @@ func (h *host) command(cpu, name string, arg ...string) *exec.Cmd {
 	args := []string{"-n", strconv.Itoa(h.nice), "taskset", "-c", cpu, name}
 	cmd := exec.Command("nice", append(args, arg...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+	cmd.Env = os.Environ()
+	if cpu == loadCPU { // it shares the processor with others that wait for it
+		cmd.Env = append(cmd.Env, "GOMAXPROCS=1")
+	}
 	return cmd
 }
 
