@@ -181,6 +181,7 @@ func TestFormErrors(t *testing.T) {
 		{"empty record for a list", "_format_version: '3.0'\nservices: {}", ""},
 		{"not a record", "_format_version: '3.0'\nservices: [{name: a}, x]", `{services={[2]="expected a record"}}`},
 		{"nested", "_format_version: '3.0'\nservices: [{name: a, routes: [{service: b}]}]", `{services={{routes={{service="unknown field"}}}}}`},
+		{"nested under no id", "_format_version: '3.0'\nservices: [{id: {a: 1, b: 2}, routes: [{service: {a: 1, b: 2}}]}]", `{services={{routes={{service="unknown field"}}}}}`},
 		{"comment", "_format_version: '3.0'\nservices: [{_comment: 1}]", `{services={{_comment="expected a string"}}}`},
 		{"transform", "_format_version: '3.0'\n_transform: 1", `{_transform="expected a boolean"}`},
 		{"plugin config", "_format_version: '3.0'\nplugins: [{_config: x}]", `{plugins={{_config="_plugin_configs has no \"x\""}}}`},

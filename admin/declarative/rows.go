@@ -252,7 +252,10 @@ func (w *walker) entity(name string, v any, parent int, field string, pos int) a
 		MarkRegexes(rec)
 	}
 	if field != "" && rec[field] != nil {
-		errs[field] = "unknown field"
+		if !w.isParent(rec[field], w.doc.Rows[parent]) {
+			errs[field] = "unknown field"
+		}
+		delete(rec, field)
 	}
 	self := len(w.doc.Rows)
 	w.doc.Rows = append(w.doc.Rows, Row{Entity: name, Body: rec, Parent: parent, Field: field, List: name, Pos: pos})
@@ -322,6 +325,19 @@ func (w *walker) told(sch *schema.Schema, v any) any {
 		return schema.Record{sch.EndpointKey: name}
 	}
 	return nil
+}
+
+// isParent tells whether a reference is to the row around it, which Kong's ingress controller names again inside.
+func (w *walker) isParent(ref any, parent Row) bool {
+	if rec, ok := ref.(schema.Record); ok && len(rec) == 1 {
+		ref = rec["id"]
+	}
+	text, ok := ref.(string)
+	if !ok {
+		return false
+	}
+	key := w.defs[parent.Entity].Schema.EndpointKey
+	return parent.Body["id"] == text || key != "" && parent.Body[key] == text
 }
 
 // names tells whether entities of the kind may be written as bare names under the parent: snis of a certificate.
