@@ -135,6 +135,9 @@ func (m *Machine) writeChain(tx *state.Tx) {
 	c.row = c.index
 }
 
+// auditYield is how many rows are put on record between two calls of Options.Yield, some 100 µs of work.
+const auditYield = 64
+
 // audit appends the record of what an entry has written since the mark, in the same transaction.
 //
 // The record is canonical JSON, members sorted, and each is made in one piece: what precedes the hash, and what follows it. Its bytes are for
@@ -151,7 +154,10 @@ func (m *Machine) audit(tx *state.Tx, mark int, index uint64, now int64, c Cause
 		line = append(append(append(append(line[:0], name...), ' '), text...), ' ')
 		line = append(append(append(append(line, old...), ' '), next...), '\n')
 		all.Write(line)
-		if n++; n > auditListed {
+		if n++; n%auditYield == 0 && m.yield != nil {
+			m.yield()
+		}
+		if n > auditListed {
 			return
 		}
 		if n > 1 {

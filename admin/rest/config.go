@@ -71,6 +71,10 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 	}
 	for i, r := range doc.Rows {
 		b.Rows[i] = service.Wanted{Entity: r.Entity, Body: r.Body, Parent: r.Parent, Field: r.Field}
+		doc.Rows[i].Body = nil
+	}
+	if err := b.Pack(); err != nil {
+		return answer{}, err
 	}
 	res, err := a.o.Service.Apply(c.r.Context(), b)
 	var wrong *service.BulkError
@@ -78,6 +82,9 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 		var rows map[int]schema.Errors
 		if wrong != nil {
 			rows = wrong.Rows
+		}
+		for i := range rows {
+			doc.Rows[i].Body = b.Rows[i].Record()
 		}
 		var flat []declarative.FlatError
 		if flag(c, "flatten_errors") {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,11 +22,14 @@ import (
 )
 
 // How much of a transaction goes into one log entry, in bytes: all of it up to raft's SuggestedMaxDataSize. What is larger is cut into pieces
-// that keep no node busy for longer than a few milliseconds.
+// that keep no node busy for longer than a millisecond.
 const (
 	entrySize = 512 << 10
-	pieceSize = 128 << 10
+	pieceSize = 64 << 10
 )
+
+// pieceRest is the longest pause after a piece. Where a step takes longer than that, it waits for disks and not for processors.
+const pieceRest = 6 * time.Millisecond
 
 // bulkTimeout bounds one Apply, retries included.
 const bulkTimeout = 3 * time.Minute
@@ -38,6 +42,17 @@ type Wanted struct {
 	Field  string // its field that refers to that row
 
 	Conditions Conditions // of the stored row that it becomes
+
+	packed []byte // Body as JSON, after Bulk.Pack
+}
+
+// Record is the row's Body, packed or not.
+func (w *Wanted) Record() schema.Record {
+	if w.packed == nil {
+		return w.Body
+	}
+	rec, _ := schema.Decode(w.packed) // Pack wrote it
+	return rec
 }
 
 // Removal is one row that goes, and with it what the deletion of its kind deletes. One that is gone already is no mistake.
@@ -60,6 +75,39 @@ type Bulk struct {
 	Diff       bool  // answer with Changes
 	Show       bool  // answer with Rows
 	Pace       *Pace // of the work on it so far; nil: it begins here
+}
+
+// Pack takes the bodies of the rows out of their maps. As maps hundred thousand bodies are a million things in memory, which the
+// collector would visit again and again while they are compared; packed they are a few hundred.
+func (b *Bulk) Pack() error {
+	if b.Pace == nil {
+		b.Pace = &Pace{}
+	}
+	var kept blocks
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false)
+	for i := range b.Rows {
+		b.Pace.Rest()
+		text.Reset()
+		if err := enc.Encode(b.Rows[i].Body); err != nil {
+			return fmt.Errorf("pack a row: %w", err)
+		}
+		b.Rows[i].packed, b.Rows[i].Body = kept.keep(text.Bytes()), nil
+	}
+	return nil
+}
+
+// blocks holds small texts one behind the other. On its own each would have room behind it and be a thing for the collector to visit.
+type blocks struct{ last []byte }
+
+func (b *blocks) keep(text []byte) []byte {
+	if len(text) > cap(b.last)-len(b.last) {
+		b.last = make([]byte, 0, max(32<<10, len(text)))
+	}
+	begin := len(b.last)
+	b.last = append(b.last, text...)
+	return b.last[begin:len(b.last):len(b.last)]
 }
 
 // BulkResult is what Apply did, or with DryRun would do.
@@ -184,8 +232,8 @@ func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint
 			s.forget(ctx, id)
 			return r, err
 		}
-		clear(piece)                  // a retry plans anew
-		time.Sleep(time.Since(begun)) // all nodes have worked on it
+		clear(piece)                                    // a retry plans anew
+		time.Sleep(min(2*time.Since(begun), pieceRest)) // all nodes have worked on it
 	}
 	return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
 }

@@ -45,7 +45,7 @@ func rowCount(log *logtest.Log) int {
 
 // A large configuration is there whole or not at all, wherever the leader is lost, and never twice.
 func TestBulkAtomic(t *testing.T) {
-	const rows = 3000 // in pieces of 512 KiB
+	const rows = 1300 // more than fits into one entry
 	steps := 0
 	for _, c := range []struct {
 		name          string

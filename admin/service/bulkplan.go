@@ -40,7 +40,7 @@ type bulkPlan struct {
 	puts  []command.Put
 	level uint32 // that the cluster must have reached for them
 	res   BulkResult
-	shown []byte // the block that the next of res.Rows goes into
+	shown blocks // holds res.Rows
 	pace  *Pace
 }
 
@@ -126,7 +126,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 	p.named[t.Name()] = named
 	for _, i := range rows {
 		p.pace.Rest()
-		body := p.b.Rows[i].Body
+		body := p.b.Rows[i].Record()
 		if name, _ := body[key].(string); name != "" {
 			named[name] = i
 		}
@@ -188,8 +188,11 @@ func (p *bulkPlan) claim(t state.AnyTable, i int, id state.ID) {
 // body is the row as wanted with references by id, and with the tags that all have.
 func (p *bulkPlan) body(t state.AnyTable, i int) schema.Record {
 	w := &p.b.Rows[i]
-	body := make(schema.Record, len(w.Body)+2)
-	maps.Copy(body, w.Body)
+	body := w.Record()
+	if w.packed == nil { // the caller's
+		body = make(schema.Record, len(w.Body)+2)
+		maps.Copy(body, w.Body)
+	}
 	sch := t.Def().Schema
 	if w.Parent >= 0 {
 		body[w.Field] = schema.Record{"id": p.ids[w.Parent].String()}
@@ -368,17 +371,8 @@ func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
 		return
 	}
 	row = shown(pl.def, p.s.present(pl.def, row), expires, p.now, nil)
-	if len(row) > cap(p.shown)-len(p.shown) {
-		p.shown = make([]byte, 0, max(showBlock, len(row)))
-	}
-	begin := len(p.shown)
-	p.shown = append(p.shown, row...)
-	p.res.Rows[i] = p.shown[begin:len(p.shown):len(p.shown)]
+	p.res.Rows[i] = p.shown.keep(row)
 }
-
-// showBlock is how many bytes of rows to show lie together. There are as many rows as the configuration has, and each on its own would
-// have room behind it and be a thing for the collector to visit.
-const showBlock = 32 << 10
 
 // prepare validates and completes a row as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
 // key, secret and timestamps unless others are given.

@@ -103,7 +103,7 @@ func (p *bulkPlan) joinName(t state.AnyTable, rec schema.Record) string {
 		}
 		to, name := p.s.tables[f.Ref], ""
 		if i, ok := p.claimed[f.Ref][id]; ok {
-			name = nameOf(to.Def(), p.b.Rows[i].Body)
+			name = nameOf(to.Def(), p.b.Rows[i].Record())
 		} else if row, ok := to.Get(p.view, id); ok {
 			if end, err := p.s.record(to, row); err == nil {
 				name = nameOf(to.Def(), end)
