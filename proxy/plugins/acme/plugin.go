@@ -27,7 +27,12 @@ const letsEncrypt = "https://acme-v02.api.letsencrypt.org/directory"
 func newPlugin(o *Orders) plugin.Plugin {
 	return plugin.Plugin{Info: plugin.Info{
 		Name: "acme", Priority: 1705, Scopes: plugin.ScopeGlobal,
-		Config: schema.Field{Fields: fields(), Checks: []schema.Check{schema.Custom{Paths: []string{"api_uri", "tos_accepted"}, Run: checkTerms}}},
+		Config: schema.Field{Fields: fields()},
+		Checks: []schema.Check{schema.Conditional{
+			IfField: "config.api_uri", IfMatch: schema.Field{Pattern: `^https://[a-z0-9-]+\.api\.letsencrypt\.org(/|$)`},
+			ThenField: "config.tos_accepted", ThenMatch: schema.Field{Equal: true},
+			Err: "terms of service must be accepted, see https://letsencrypt.org/repository/",
+		}},
 	}, New: plugin.Typed(func(_ context.Context, env plugin.Env, _ plugin.Config, c *config) (plugin.Instance, error) {
 		ctx, stop := context.WithCancel(context.Background())
 		i := &instance{
@@ -171,15 +176,6 @@ func (i *instance) renew() {
 
 func (i *instance) log(level slog.Level, msg, name string, args ...any) {
 	i.env.Log.Log(i.ctx, level, "acme: "+msg, append([]any{"name", name, "server", i.APIURI}, args...)...)
-}
-
-// checkTerms demands consent where Kong does.
-func checkTerms(rec schema.Record) schema.Errors {
-	uri, _ := rec["api_uri"].(string)
-	if accepted, _ := rec["tos_accepted"].(bool); !accepted && strings.Contains(uri, ".letsencrypt.org/") {
-		return schema.Errors{"tos_accepted": "terms of service must be accepted, see https://letsencrypt.org/repository/"}
-	}
-	return nil
 }
 
 func fields() []schema.Field {

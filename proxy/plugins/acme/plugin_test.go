@@ -91,6 +91,7 @@ func TestRefusedSettings(t *testing.T) {
 	for want, change := range map[string]schema.Record{
 		"":                           {},
 		"terms of service must be":   {"tos_accepted": false},
+		"tos_accepted: value must":   {"tos_accepted": false, "api_uri": "https://acme-staging-v02.api.letsencrypt.org"},
 		"redis is not supported":     {"storage": "redis"},
 		"consul is not supported":    {"storage": "consul"},
 		"account_key: is not":        {"account_key": schema.Record{"key_id": "x"}},
