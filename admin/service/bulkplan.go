@@ -30,6 +30,7 @@ type bulkPlan struct {
 	claimed map[string]map[state.ID]int // by table: which wanted row a row becomes
 	keys    map[string]map[string]int   // by table and unique key: the wanted row that has it
 	named   map[string]map[string]int   // by table and alternative key as written, also of rows that are refused
+	refs    []schema.Field              // of the table whose turn it is, to others
 	alike   map[string]map[string][]state.ID
 	removed map[string]map[state.ID]bool // by table: what goes with Bulk.Removals; true: named there
 	errs    map[int]schema.Errors
@@ -41,6 +42,7 @@ type bulkPlan struct {
 	level uint32 // that the cluster must have reached for them
 	res   BulkResult
 	shown blocks // holds res.Rows
+	raws  blocks // holds the rows of puts
 	pace  *Pace
 }
 
@@ -124,6 +126,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 	key := t.Def().Schema.EndpointKey
 	named := make(map[string]int, len(rows))
 	p.named[t.Name()] = named
+	p.refs = t.Def().Schema.ForeignFields()
 	for _, i := range rows {
 		p.pace.Rest()
 		body := p.b.Rows[i].Record()
@@ -197,7 +200,7 @@ func (p *bulkPlan) body(t state.AnyTable, i int) schema.Record {
 	if w.Parent >= 0 {
 		body[w.Field] = schema.Record{"id": p.ids[w.Parent].String()}
 	}
-	for _, f := range sch.ForeignFields() {
+	for _, f := range p.refs {
 		v, given := body[f.Name]
 		if !given || v == nil || w.Parent >= 0 && f.Name == w.Field {
 			continue
@@ -353,7 +356,13 @@ func (p *bulkPlan) row(ctx context.Context, t state.AnyTable, i int, body schema
 	if err != nil {
 		return err
 	}
-	p.puts, p.level = append(p.puts, pl.plan.puts...), max(p.level, pl.plan.level)
+	for _, put := range pl.plan.puts {
+		if put.Raw != nil {
+			put.Raw = p.raws.keep(put.Raw)
+		}
+		p.puts = append(p.puts, put)
+	}
+	p.level = max(p.level, pl.plan.level)
 	if err := p.build(ctx, i, pl.plan.changes); err != nil {
 		return err
 	}
@@ -374,7 +383,7 @@ func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
 	p.res.Rows[i] = p.shown.keep(row)
 }
 
-// prepare validates and completes a row as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
+// prepare validates and completes a row, whose body is the plan's own, as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
 // key, secret and timestamps unless others are given.
 func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec schema.Record, current state.AnyRow, expires int64, errs schema.Errors, err error) {
 	def := t.Def()
@@ -389,21 +398,20 @@ func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec sch
 			current = state.AnyRow{}
 		}
 	}
-	in := maps.Clone(body)
 	if !p.ids[i].IsZero() {
 		if _, given := body["id"]; !given {
-			in["id"] = p.ids[i].String()
+			body["id"] = p.ids[i].String()
 		}
 	}
 	for _, f := range def.Schema.Fields {
-		if f.Auto && in[f.Name] == nil && stored[f.Name] != nil {
-			in[f.Name] = stored[f.Name]
+		if f.Auto && body[f.Name] == nil && stored[f.Name] != nil {
+			body[f.Name] = stored[f.Name]
 		}
 	}
-	if _, given := in["ttl"]; given && !def.Schema.TTL {
+	if _, given := body["ttl"]; given && !def.Schema.TTL {
 		return nil, current, 0, schema.Errors{"ttl": "unknown field"}, nil
 	}
-	rec, errs = check(def.Schema, in, schema.Options{Mode: schema.Upsert, Auto: p.s.auto, Sub: p.s.o.Plugins})
+	rec, errs = check(def.Schema, body, schema.Options{Mode: schema.Upsert, Auto: p.s.auto, Sub: p.s.o.Plugins})
 	if len(errs) > 0 {
 		return nil, current, 0, errs, nil
 	}
@@ -411,7 +419,7 @@ func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec sch
 	if def.Members != nil {
 		delete(rec, def.Members.Field) // rows of their own here
 	}
-	if seconds, _ := in["ttl"].(float64); seconds > 0 {
+	if seconds, _ := body["ttl"].(float64); seconds > 0 {
 		expires = p.now.UnixMilli() + int64(seconds)*1000
 	}
 	before := stored

@@ -274,12 +274,18 @@ func (p *planner) put(put command.Put, rec schema.Record, current state.AnyRow) 
 		return nil, err
 	}
 	keys := p.s.o.Machine.Keys()
-	sealed, err := p.def.Schema.MapSecrets(rec, p.s.o.Plugins, func(_, v string) (any, error) { return keys.Seal(put.Table, put.ID, v) })
+	secrets := false
+	sealed, err := p.def.Schema.MapSecrets(rec, p.s.o.Plugins, func(_, v string) (any, error) {
+		secrets = true
+		return keys.Seal(put.Table, put.ID, v)
+	})
 	if err != nil {
 		return nil, err
 	}
-	if put.Raw, err = schema.Encode(sealed); err != nil {
-		return nil, err
+	if put.Raw = clear; secrets {
+		if put.Raw, err = schema.Encode(sealed); err != nil {
+			return nil, err
+		}
 	}
 	val := p.def.New()
 	if err := json.Unmarshal(clear, val); err != nil {
