@@ -23,7 +23,7 @@ func credentialDefs() []entity.Def {
 			id, {Name: "username", Unique: true}, {Name: "custom_id", Unique: true}, {Name: "tags"},
 		}}},
 		{Table: 6, New: func() any { return new(entity.KeyAuthCredential) }, Schema: &schema.Schema{Name: "keyauth_credentials", TTL: true, Fields: []schema.Field{
-			id, {Name: "key", Unique: true, Secret: true}, {Name: "consumer", Type: schema.Foreign, Ref: "consumers", OnDelete: schema.Cascade}, {Name: "tags"},
+			id, {Name: "key", Unique: true, Secret: true}, {Name: "consumer", Type: schema.Foreign, Ref: "consumers", Required: true, OnDelete: schema.Cascade}, {Name: "tags"},
 		}}},
 	}
 }
