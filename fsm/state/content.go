@@ -94,6 +94,9 @@ func (c *content) unique(m *meta, ix int, key string, now int64, r *record, near
 	for i := b.find(b.home(tag), tag); i >= 0; i = b.find(b.after(i), tag) {
 		at := b.at(i)
 		row := c.bytes(at)
+		if !ahead(row) {
+			continue
+		}
 		if near != nil { // asked for before either of the rows is waited for
 			if hint = b.hint(i); !near.now.has(hint) || !ahead(near.bytes(hint)) {
 				hint = 0
