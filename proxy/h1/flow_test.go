@@ -333,6 +333,29 @@ func TestUpgrade(t *testing.T) {
 		}
 		waitFor(t, func() bool { return s.Conns() == 0 })
 	})
+	t.Run("upstream ends, client goes on", func(t *testing.T) {
+		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nbye")
+			return false
+		})
+		addr, s, _ := start(t, rec.ln.Addr(), nil)
+		c := dial(t, addr)
+		fmt.Fprint(c, ask)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for err := error(nil); err == nil; {
+				_, err = c.Write(make([]byte, 1000))
+			}
+		}()
+		got, err := io.ReadAll(c) // not reset
+		if err != nil || !strings.HasSuffix(string(got), "bye") {
+			t.Errorf("%q %v", got, err)
+		}
+		_ = c.Close()
+		<-done
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
 	t.Run("S15 refused", func(t *testing.T) {
 		rec := newRecorder(t, nil)
 		addr, _, _ := start(t, rec.ln.Addr(), nil)

@@ -44,7 +44,9 @@ func (c *conn) tunnel() {
 		defer close(done)
 		buf := largePool.Get().(*buffer)
 		defer largePool.Put(buf)
-		down, _ = t.pump(buf.b, up.Read, func(p []byte) error { return c.write(-1, p, c.s.o.WriteTimeout) })
+		var err error
+		down, err = t.pump(buf.b, up.Read, func(p []byte) error { return c.write(-1, p, c.s.o.WriteTimeout) })
+		c.linger = !isTimeout(err) // the client may still be sending, and has not read the end yet
 		t.over.Store(true)
 		_ = c.nc.SetReadDeadline(longAgo)
 	}()
