@@ -268,9 +268,9 @@ func TestHeaders(t *testing.T) {
 	if err := i.(plugin.HeaderFilter).HeaderFilter(x); err != nil || len(x.Response.Header.Fields) != 0 {
 		t.Errorf("without access: %v %v", err, x.Response.Header.Fields)
 	}
-	x.Response.Header.Add("ratelimit-limit", "77")
-	x.Response.Header.Add("x-ratelimit-remaining-hour", "66")
-	if got := try(t, i, x); strings.Contains(got, "77") || strings.Contains(got, "66") || !strings.Contains(got, "X-RateLimit-Remaining-Hour: 1") {
+	x.Response.Header.Add("ratelimit-limit", "old")
+	x.Response.Header.Add("x-ratelimit-remaining-hour", "old")
+	if got := try(t, i, x); strings.Contains(got, "old") || !strings.Contains(got, "X-RateLimit-Remaining-Hour: 1") {
 		t.Error(got)
 	}
 }
