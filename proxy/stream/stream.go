@@ -195,8 +195,8 @@ func (s *Server) accept(l tcpListener) error {
 		}
 		if s.stats.sessions.Add(1) > int64(s.o.MaxSessions) {
 			s.stats.sessions.Add(-1)
+			s.stats.refusedSessions.Add(1) // before the client can know
 			_ = nc.Close()
-			s.stats.refusedSessions.Add(1)
 			s.complain("stream_max_connections", s.o.MaxSessions)
 			continue
 		}
