@@ -29,7 +29,7 @@ func TestPortions(t *testing.T) {
 		return `{"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + "}"
 	}
 	var long strings.Builder
-	for i := range 2000 {
+	for i := range 300 {
 		fmt.Fprintf(&long, `%s{"username":"user-%d","tags":["a,]}","\"\\"],"n":[1,-2.5e3,null,true,{}]}`, strings.Repeat(",", min(i, 1)), i)
 	}
 	for name, text := range map[string]string{
@@ -62,4 +62,25 @@ func FuzzPortions(f *testing.F) {
 	f.Add(`{"a":[[[1,2],[3]],[ ],[ 1 , 2 ]],"b":{"c":{"d":{}}}} `, 2)
 	f.Add(`{"a":[1,],"b":"\ud800"}`, 3)
 	f.Fuzz(func(t *testing.T, text string, limit int) { samePortions(t, text, max(1, limit%64)) })
+}
+
+// Who reads a large document may rest all along.
+func TestReadWithRests(t *testing.T) {
+	var list strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&list, "- {\"username\": \"user-%d\"}\n", i)
+	}
+	yaml := "_format_version: '3.0'\nconsumers:\n" + list.String()
+	json := `{"_format_version":"3.0","consumers":[` + strings.Join(strings.Split(strings.TrimSpace(list.String()), "\n")[1:], ",") + "]}"
+	for name, text := range map[string]string{"YAML": yaml, "JSON": strings.ReplaceAll(json, "- ", "")} {
+		rests := 0
+		tree, err := ReadWith([]byte(text), func() { rests++ })
+		if err != nil || rests < len(text)/(2*portion) {
+			t.Fatalf("%s: %v, %d rests in %d bytes", name, err, rests, len(text))
+		}
+		rests = 0
+		if doc, errs := layout().RowsWith(tree, func() { rests++ }); errs != nil || rests != len(doc.Rows) {
+			t.Errorf("%s: %v, %d rests for %d rows", name, errs, rests, len(doc.Rows))
+		}
+	}
 }
