@@ -522,3 +522,23 @@ func TestMaxStreams(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
+
+// TestMaxStreamsAnswered: what is left to do behind a response takes no room from the client, up to a bound.
+func TestMaxStreamsAnswered(t *testing.T) {
+	stop := make(chan struct{})
+	h := &handlerFunc{serve: func(x *exchange.Exchange) { x.Response.Status = 204 }, finish: func() { <-stop }}
+	_, addr := startServer(t, Options{Handler: h, MaxStreams: 2})
+	c := dialRaw(t, addr).hello()
+	for id := uint32(1); id <= 7; id += 2 {
+		c.headers(id, true, getFields...)
+		if a := c.await(id); a.status != "204" || !a.end {
+			t.Errorf("stream %d: %+v", id, a)
+		}
+	}
+	c.headers(9, true, getFields...)
+	if a := c.await(9); !a.wasReset || a.reset != http2.ErrCodeRefusedStream {
+		t.Errorf("%+v", a)
+	}
+	close(stop)
+	waitFor(t, "the handlers hang", func() bool { _, n := h.counts(); return n == 4 })
+}

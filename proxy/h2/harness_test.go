@@ -21,6 +21,7 @@ import (
 // handlerFunc is an exchange.Handler that counts what it finished.
 type handlerFunc struct {
 	serve    func(x *exchange.Exchange)
+	finish   func() // before Finish is counted
 	mu       sync.Mutex
 	served   int
 	finished int
@@ -34,6 +35,9 @@ func (h *handlerFunc) Serve(x *exchange.Exchange) {
 }
 
 func (h *handlerFunc) Finish(*exchange.Exchange) {
+	if h.finish != nil {
+		h.finish()
+	}
 	h.mu.Lock()
 	h.finished++
 	h.mu.Unlock()

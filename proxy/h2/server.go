@@ -179,6 +179,22 @@ func adequate(suite uint16) bool {
 	return false
 }
 
+// full tells whether there is no room for another stream. Streams that were reset take room while their handlers still
+// run: without that, resets would be cheap for an attacker. Streams that ended regularly do not count, as their client does
+// not count them either (RFC 9113 §5.1.2), although what follows the response may still be under way. c.mu is held.
+func (c *serverConn) full() bool {
+	if c.running < c.lim.streams {
+		return false
+	}
+	over := 0
+	for _, s := range c.streams {
+		if s.sentEnd && s.recvEnd && s.err == nil {
+			over++
+		}
+	}
+	return c.running-over >= c.lim.streams || c.running >= 2*c.lim.streams
+}
+
 // head implements side: a request, or the trailers of one.
 func (c *serverConn) head(id uint32, end bool) error {
 	c.mu.Lock()
@@ -200,8 +216,7 @@ func (c *serverConn) head(id uint32, end bool) error {
 		return nil // the last stream that is served was announced
 	}
 	c.lastID = id
-	if c.running >= c.lim.streams {
-		// Also when streams were reset, but their handlers still run: that is what makes resets cheap for an attacker.
+	if c.full() {
 		return &streamError{RefusedStream, "too many streams at once"}
 	}
 	s := c.s.streams.Get().(*serverStream)
