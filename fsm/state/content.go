@@ -21,6 +21,8 @@ type content struct {
 	trees  []tree // by id, by expiry, then by index; a unique index has none
 	hashes []hash // by id, none, then by index; only a unique index has one
 	now    places // of a table that hints are about
+	open   int    // the slab that rows are added to
+	used   int    // bytes of it
 }
 
 // The numbers of trees and hashes.
@@ -30,7 +32,15 @@ const (
 	byIndex  = 2 // and on, head: the hash of the key
 )
 
-func (c *content) bytes(at place) []byte { return c.slabs[at/perSlab][at%perSlab*slabStep:] }
+// bytes begins with the row at a place. It ends where the writer may be adding rows.
+func (c *content) bytes(at place) []byte {
+	slab := int(at / perSlab)
+	b := c.slabs[slab]
+	if slab == c.open {
+		b = b[:c.used]
+	}
+	return b[at%perSlab*slabStep:]
+}
 
 // ahead asks for the cache lines of the row that b begins with, all at once: where a value lies is read from those before it, so that
 // the lines would be waited for one after the other. It is true, since ids begin with a digit.
@@ -113,8 +123,6 @@ func (c *content) unique(m *meta, ix int, key string, now int64, r *record, near
 type table struct {
 	content
 	m      *meta
-	open   int      // the slab that rows are added to
-	used   int      // bytes of it
 	live   []int    // bytes of the rows that are in the trees, by slab
 	free   []int    // slabs that are no more
 	sparse []int    // slabs that fell below half, and may have risen again

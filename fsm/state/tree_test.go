@@ -11,7 +11,7 @@ import (
 
 // idsOnly lays out n rows of which only the ids are looked at, in no order. Places are 8 steps apart.
 func idsOnly(n int) *content {
-	c := &content{}
+	c := &content{open: -1}
 	for i := range n {
 		if i%(perSlab/8) == 0 {
 			c.slabs = append(c.slabs, make([]byte, slabSize))
