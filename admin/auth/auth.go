@@ -60,7 +60,7 @@ type GuardOptions struct {
 
 // Guard refuses what a foreign web page makes a browser send: a Host name that is not ours (DNS rebinding), an Origin that
 // is not ours, or a cross-site request. Programs send neither Origin nor Sec-Fetch-Site and pass. The Host does not matter to requests with a
-// token, which no page can make a browser add, nor when it is the very address that was connected to, which no name can be rebound to.
+// token, which a page does not know and which is looked at, nor when it is the very address that was connected to, which no name can be rebound to.
 type Guard struct{ hosts, origins []string }
 
 // NewGuard makes a Guard.

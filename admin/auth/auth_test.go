@@ -83,3 +83,19 @@ func TestGuard(t *testing.T) {
 		})
 	}
 }
+
+// What cannot be an admin token may be passed over, so it does not spare a request the question for its Host.
+func TestGuardCredentials(t *testing.T) {
+	for header, pass := range map[string]bool{"gwat_x": true, "kong": false, "": false} {
+		r := httptest.NewRequest("GET", "http://evil.example:8001/services", nil)
+		r.Header.Set("Kong-Admin-Token", header)
+		if err := NewGuard(GuardOptions{}).Check(r); (err == nil) != pass {
+			t.Errorf("Kong-Admin-Token %q: %v, want passed %t", header, err, pass)
+		}
+		r.Header.Set("Kong-Admin-Token", "")
+		r.Header.Set("Authorization", "Bearer "+header)
+		if err := NewGuard(GuardOptions{}).Check(r); (err == nil) != pass {
+			t.Errorf("Authorization %q: %v, want passed %t", header, err, pass)
+		}
+	}
+}

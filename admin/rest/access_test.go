@@ -359,6 +359,38 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// TestNoTokensYet: as long as there is no admin token, what cannot be one is passed over, as Kong does without RBAC.
+func TestNoTokensYet(t *testing.T) {
+	g := newGateway()
+	for _, c := range []struct {
+		name   string
+		header []string
+		from   string
+		want   int
+	}{
+		{"Kong's header", []string{"Kong-Admin-Token", "kong"}, "", 200},
+		{"an empty one", []string{"Kong-Admin-Token", ""}, "", 200},
+		{"basic", []string{"Authorization", "Basic a29uZzprb25n"}, "", 200},
+		{"what may be a token", []string{"Kong-Admin-Token", "gwat_x"}, "", 401},
+		{"what may be a bearer", []string{"Authorization", "Bearer gwat_" + strings.Repeat("a", 64)}, "", 401},
+		{"from elsewhere", []string{"Kong-Admin-Token", "kong"}, "10.0.0.9:9", 401},
+	} {
+		for range 20 { // more than an address may get wrong
+			resp := client{t: t, api: g.api, from: c.from}.send("GET /services", c.header...)
+			if resp.StatusCode != c.want && (c.want != 401 || resp.StatusCode != 429) {
+				t.Fatalf("%s: status %d, want %d", c.name, resp.StatusCode, c.want)
+			}
+			if c.want == 401 {
+				break
+			}
+		}
+	}
+	newClient(t, g).as(`{"name":"t","role":"super"}`)
+	if resp := (client{t: t, api: g.api}).send("GET /services", "Kong-Admin-Token", "kong"); resp.StatusCode != 401 {
+		t.Errorf("beside a token: status %d", resp.StatusCode)
+	}
+}
+
 func TestWrongTokensAreLimited(t *testing.T) {
 	g := newGateway()
 	local := newClient(t, g)

@@ -16,8 +16,8 @@ import (
 	"concord/fsm/state"
 )
 
-// tokenPrefix begins every admin token, so that people and scanners know one when they see it.
-const tokenPrefix = "gwat_"
+// TokenPrefix begins every admin token, so that people and scanners know one when they see it.
+const TokenPrefix = "gwat_"
 
 // A token is the prefix and, in lower-case base32, the id of its row and 192 random bits: 40 bytes, which need no padding.
 const tokenSecret = 24
@@ -26,7 +26,7 @@ var tokenText = base32.StdEncoding.WithPadding(base32.NoPadding)
 
 // splitToken is the id and the secret of a token's text.
 func splitToken(text string) (id state.ID, secret []byte, ok bool) {
-	body, ok := strings.CutPrefix(text, tokenPrefix)
+	body, ok := strings.CutPrefix(text, TokenPrefix)
 	if !ok || body != strings.ToLower(body) {
 		return id, nil, false
 	}
@@ -59,7 +59,7 @@ func (s *Service) CreateToken(ctx context.Context, body schema.Record, form bool
 		rec[k] = v
 	}
 	res, err = s.Mutate(ctx, Mutation{Verb: Create, Target: Target{Entity: entity.AdminTokens}, Body: rec, Form: form})
-	return tokenPrefix + strings.ToLower(tokenText.EncodeToString(raw[:])), res, err
+	return TokenPrefix + strings.ToLower(tokenText.EncodeToString(raw[:])), res, err
 }
 
 // Authenticate returns the id of the row of a token that is valid now.
