@@ -86,7 +86,7 @@ func (tx *Tx) written(follows []follower) [][]Write {
 		if i+1 < len(tx.marks) {
 			end = tx.marks[i+1].at
 		}
-		for n, w := range net(tx.log[m.at:end]) {
+		for n, w := range tx.net(m.at, end) {
 			tx.yield(n)
 			t := tx.work[w.slot]
 			for f := range follows {

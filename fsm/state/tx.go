@@ -282,7 +282,7 @@ func (tx *Tx) Abort() {
 // before and after, nil for none. f must not keep them.
 func (tx *Tx) Written(mark int, f func(table uint16, id ID, before, after []byte)) {
 	var bufs [2][]byte
-	for _, w := range net(tx.log[mark:]) {
+	for _, w := range tx.net(mark, len(tx.log)) {
 		if w.old == w.new {
 			continue
 		}
@@ -301,7 +301,7 @@ func (tx *Tx) Written(mark int, f func(table uint16, id ID, before, after []byte
 
 // changes is the net effect of the log on each row, in the order in which the rows were first touched.
 func (tx *Tx) changes() []Change {
-	net := net(tx.log)
+	net := tx.net(0, len(tx.log))
 	list := make([]Change, 0, len(net))
 	for i, w := range net {
 		tx.yield(i)
@@ -315,8 +315,9 @@ func (tx *Tx) changes() []Change {
 // few is the number of writes up to which looking through a list is quicker than a map.
 const few = 8
 
-// net is a log with one write for each row.
-func net(log []write) []write {
+// net is a part of the log with one write for each row.
+func (tx *Tx) net(from, to int) []write {
+	log := tx.log[from:to]
 	if len(log) <= few {
 		net := make([]write, 0, few)
 		for _, w := range log {
@@ -334,10 +335,11 @@ func net(log []write) []write {
 	}
 	at := make(map[key]int, len(log))
 	net := make([]write, 0, len(log))
-	for _, w := range log {
+	for i, w := range log {
+		tx.yield(i)
 		k := key{w.slot, w.id}
-		if i, ok := at[k]; ok {
-			net[i].new = w.new
+		if n, ok := at[k]; ok {
+			net[n].new = w.new
 			continue
 		}
 		at[k] = len(net)
