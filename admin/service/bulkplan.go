@@ -383,8 +383,8 @@ func (p *bulkPlan) show(i int, pl *planner, row []byte, expires int64) {
 	p.res.Rows[i] = p.shown.keep(row)
 }
 
-// prepare validates and completes a row, whose body is the plan's own, as a PUT would, except that what the gateway makes is made only once: a stored row keeps its
-// key, secret and timestamps unless others are given.
+// prepare validates and completes a row, whose body is the plan's own, as a PUT would, except that what the gateway makes is made only
+// once: a stored row keeps its key, secret and timestamps unless others are given.
 func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec schema.Record, current state.AnyRow, expires int64, errs schema.Errors, err error) {
 	def := t.Def()
 	var stored schema.Record

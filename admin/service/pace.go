@@ -10,8 +10,8 @@ const (
 )
 
 // Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: it takes a ninth of one
-// processor, in portions that are short beside a request's time. A hundred thousand rows take half a minute so, of which the processors see six seconds. (A thread of low priority would not do: the collector
-// waits for each thread before it lets any go on, for that one, too.)
+// processor, in portions that are short beside a request's time. A hundred thousand rows take half a minute so, of which the processors
+// see six seconds. (A thread of low priority would not do: the collector waits for each thread before it lets any go on, for that one, too.)
 type Pace struct {
 	began, rested time.Time
 }
