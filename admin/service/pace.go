@@ -7,6 +7,8 @@ const (
 	freeFor  = 30 * time.Millisecond
 	workFor  = 250 * time.Microsecond
 	pauseFor = 2 * time.Millisecond
+
+	gentleFor = time.Minute // then the pauses are shorter, so that what is larger is done within bulkTimeout
 )
 
 // Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: it takes a ninth of one
@@ -18,12 +20,21 @@ type Pace struct {
 
 // Rest is called every few dozen microseconds of work.
 func (p *Pace) Rest() {
-	now := time.Now()
+	if d := p.pause(time.Now()); d > 0 {
+		time.Sleep(d)
+		p.rested = time.Now()
+	}
+}
+
+func (p *Pace) pause(now time.Time) time.Duration {
 	switch {
 	case p.began.IsZero():
 		p.began, p.rested = now, now
-	case now.Sub(p.rested) >= workFor && now.Sub(p.began) >= freeFor:
-		time.Sleep(pauseFor)
-		p.rested = time.Now()
+	case now.Sub(p.rested) < workFor || now.Sub(p.began) < freeFor:
+	case now.Sub(p.began) < gentleFor:
+		return pauseFor
+	default:
+		return pauseFor / 8
 	}
+	return 0
 }
