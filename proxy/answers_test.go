@@ -10,18 +10,14 @@ import (
 	fx "concord/proxy/dataplane/fixture"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
+	"concord/test/harness"
 )
 
 const jsonNoRoute = "{\n  \"message\":\"no Route matched with those values\",\n  \"request_id\":\"ID\"\n}"
 
 func TestErrorBodies(t *testing.T) {
 	g := start(t, nil)
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	deadPort := dead.Addr().(*net.TCPAddr).Port
-	_ = dead.Close()
+	deadPort := int(harness.Refused(t).Port())
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and says nothing
 	if err != nil {
 		t.Fatal(err)

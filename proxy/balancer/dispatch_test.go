@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -90,12 +89,7 @@ func TestWithTransport(t *testing.T) {
 	defer good.Close()
 	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { time.Sleep(300 * time.Millisecond) }))
 	defer slow.Close()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := ln.Addr().String()
-	ln.Close()
+	closed := harness.Refused(t).String()
 	host := func(s *httptest.Server) string { return strings.TrimPrefix(s.URL, "http://") }
 
 	tr := upstream.New(upstream.Options{})

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"concord/test/harness"
 )
 
 // server answers every connection with a text; "" closes it, "wait" keeps it open.
@@ -97,12 +99,7 @@ func TestProbe(t *testing.T) {
 	defer secure.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(secure.Certificate())
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := ln.Addr().String()
-	ln.Close()
+	closed := harness.Refused(t).String()
 	pair := secure.TLS.Certificates[0]
 	mutual := httptest.NewUnstartedServer(h)
 	mutual.Config.ErrorLog = log.New(io.Discard, "", 0)

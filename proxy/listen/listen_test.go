@@ -26,6 +26,7 @@ import (
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
 	"concord/proxy/listen"
+	"concord/test/harness"
 )
 
 func TestParse(t *testing.T) {
@@ -389,12 +390,10 @@ func TestCloseEndsWaitingConnections(t *testing.T) {
 
 func TestOpenOpensAllOrNothing(t *testing.T) {
 	_, _, addrs := open(t, nil)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := harness.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := free.Addr().String()
-	_ = free.Close()
 	_, err = listen.Open(context.Background(), listen.Options{Specs: []listen.Spec{{Address: addr}, {Address: addrs[0]}}})
 	if err == nil || !strings.Contains(err.Error(), addrs[0]) {
 		t.Fatalf("%v", err)

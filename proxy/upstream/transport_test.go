@@ -25,6 +25,7 @@ import (
 
 	"concord/proxy/dns"
 	"concord/proxy/exchange"
+	"concord/test/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -330,12 +331,7 @@ func (b *slow) Next() ([]byte, error) {
 func (b *slow) Close() error { return nil }
 
 func TestKinds(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := free.Addr().(*net.TCPAddr).Port
-	_ = free.Close()
+	closed := int(harness.Refused(t).Port())
 	mute, err := net.Listen("tcp", "127.0.0.1:0") // never accepts
 	if err != nil {
 		t.Fatal(err)
