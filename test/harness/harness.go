@@ -162,7 +162,8 @@ func (n *Node) Environ() []string {
 		"CONCORD_PREFIX="+n.Prefix, "CONCORD_NODE_NAME="+n.Name,
 		"CONCORD_PROXY_LISTEN="+n.Proxy+", "+n.ProxyTLS+" http2 ssl", "CONCORD_ADMIN_LISTEN="+n.Admin,
 		"CONCORD_ADMIN_GUI_LISTEN=off", "CONCORD_STATUS_LISTEN="+n.Status, "CONCORD_CLUSTER_LISTEN="+n.ClusterAddr,
-		"CONCORD_GOSSIP_LISTEN="+n.GossipAddr, "CONCORD_PROXY_ACCESS_LOG=off", "CONCORD_ADMIN_ACCESS_LOG=off")
+		"CONCORD_GOSSIP_LISTEN="+n.GossipAddr, "CONCORD_PROXY_ACCESS_LOG=off", "CONCORD_ADMIN_ACCESS_LOG=off",
+		"CONCORD_DNS_RESOLVER=127.0.0.1:1") // nobody there: no test asks the machine's name server
 	return append(env, n.Env...)
 }
 

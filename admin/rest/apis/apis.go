@@ -145,8 +145,16 @@ func assign(into, v any) string {
 		*p = nil
 		list, ok := v.([]any)
 		if isText {
-			for part := range strings.SplitSeq(strings.ReplaceAll(text, `\,`, "\x00"), ",") {
-				list = append(list, strings.ReplaceAll(part, "\x00", ",")) // a pattern escapes its commas
+			var part []byte
+			for i := 0; i <= len(text); i++ {
+				switch {
+				case i == len(text) || text[i] == ',':
+					list, part = append(list, string(part)), part[:0]
+				case strings.HasPrefix(text[i:], `\,`): // a pattern escapes its commas
+					part, i = append(part, ','), i+1
+				default:
+					part = append(part, text[i])
+				}
 			}
 			ok = true
 		}
