@@ -15,10 +15,11 @@ import (
 
 	"concord/fsm/command"
 	"concord/fsm/entity"
+	"concord/test/harness"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*deferError).Error"))
+	harness.NoLeaks(m, goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*deferError).Error"))
 }
 
 // TestPropagation prints how long a write takes to be answered and to reach every machine.

@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"concord/fsm/entity"
 	"concord/proxy/exchange"
+	"concord/test/harness"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { harness.NoLeaks(m) }
 
 const upstreamID = "00000000-0000-4000-8000-000000000001"
 
@@ -203,7 +202,7 @@ func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 // eventually waits for what other goroutines do.
 func eventually(t testing.TB, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not happen")
 		}

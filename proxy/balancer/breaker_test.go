@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"concord/proxy/exchange"
@@ -98,75 +99,77 @@ func TestBreakerOpens(t *testing.T) {
 
 // TestBreakerTrial: an ejected target is tried with few requests; a failure doubles its time, a success takes it back.
 func TestBreakerTrial(t *testing.T) {
-	s := newSet(t, Options{SlowStart: time.Hour})
-	s.Update(true, change(t, `{"circuit_breaker":{"consecutive_errors":1,"base_ejection_time":0.05,"max_ejection_time":0.15,"half_open_requests":2,"half_open_successes":2}}`, "10.0.0.1:80"))
-	p := s.Pool("up")
-	pe := p.peers[peerKey{"10.0.0.1", addrPort("10.0.0.1:80")}]
-	fail := func() {
-		x, d := p.begin(t)
-		x.Response.Status = 500
-		d.Result(x, nil)
-		d.End()
-	}
-	fail()
-	for i, want := range []int64{50, 100, 150, 150} { // the last two at the maximum
-		if pe.breaker.lasted != want || !pe.breaker.ejected.Load() {
-			t.Fatalf("ejection %d lasts %d ms, want %d", i, pe.breaker.lasted, want)
+	synctest.Test(t, func(t *testing.T) {
+		s := newSet(t, Options{SlowStart: time.Hour})
+		s.Update(true, change(t, `{"circuit_breaker":{"consecutive_errors":1,"base_ejection_time":0.05,"max_ejection_time":0.15,"half_open_requests":2,"half_open_successes":2}}`, "10.0.0.1:80"))
+		p := s.Pool("up")
+		pe := p.peers[peerKey{"10.0.0.1", addrPort("10.0.0.1:80")}]
+		fail := func() {
+			x, d := p.begin(t)
+			x.Response.Status = 500
+			d.Result(x, nil)
+			d.End()
 		}
-		if _, err := p.Dispatch(newExchange(), false); !errors.Is(err, ErrNoPeer) {
-			t.Fatalf("open: %v", err)
+		fail()
+		for i, want := range []int64{50, 100, 150, 150} { // the last two at the maximum
+			if pe.breaker.lasted != want || !pe.breaker.ejected.Load() {
+				t.Fatalf("ejection %d lasts %d ms, want %d", i, pe.breaker.lasted, want)
+			}
+			if _, err := p.Dispatch(newExchange(), false); !errors.Is(err, ErrNoPeer) {
+				t.Fatalf("open: %v", err)
+			}
+			eventually(t, func() bool { return circuit(t, s, "10.0.0.1:80") == "half-open HEALTHY" })
+			if i < 3 {
+				fail()
+			}
 		}
-		eventually(t, func() bool { return circuit(t, s, "10.0.0.1:80") == "half-open HEALTHY" })
-		if i < 3 {
-			fail()
+		x1, d1 := p.begin(t)
+		_, d2 := p.begin(t)
+		if _, err := p.Dispatch(newExchange(), false); !errors.Is(err, ErrBusy) {
+			t.Fatalf("a third request at once on trial: %v", err)
 		}
-	}
-	x1, d1 := p.begin(t)
-	_, d2 := p.begin(t)
-	if _, err := p.Dispatch(newExchange(), false); !errors.Is(err, ErrBusy) {
-		t.Fatalf("a third request at once on trial: %v", err)
-	}
-	d2.End() // without an outcome: the client left
-	x3, d3 := p.begin(t)
-	x1.Response.Status, x3.Response.Status = 200, 200
-	d1.Result(x1, nil)
-	if got := circuit(t, s, "10.0.0.1:80"); got != "half-open HEALTHY" {
-		t.Errorf("after one success: %s", got)
-	}
-	d3.Result(x3, nil)
-	d1.End()
-	d3.End()
-	if got := circuit(t, s, "10.0.0.1:80"); got != "closed HEALTHY" || pe.warm.Load() == 0 || pe.breaker.trials.Load() != 0 {
-		t.Errorf("after two: %s, slow start %v, %d trials", got, pe.warm.Load() != 0, pe.breaker.trials.Load())
-	}
-	view, _ := s.PoolHealth(upstreamID)
-	if c := view["details"].(map[string]any)["circuit_breaker"].(map[string]any); c["ejections"] != uint64(4) || c["ejected"] != 0 || c["rejected"] != uint64(1) {
-		t.Errorf("view %v", c)
-	}
-	// One that has worked for long enough begins anew.
-	pe.breaker.closedSince -= 1000
-	fail()
-	if pe.breaker.lasted != 50 {
-		t.Errorf("the next ejection lasts %d ms", pe.breaker.lasted)
-	}
-	_ = s.SetHealth(upstreamID, "10.0.0.1:80", "", true)
-	s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
-	fail() // for the default of 30 s
-	s.Update(false, change(t, `{"slots":20000,"circuit_breaker":{"consecutive_errors":2}}`, "10.0.0.1:80 7", "10.0.0.2:80"))
-	if got := circuit(t, s, "10.0.0.1:80"); got != "open UNHEALTHY" {
-		t.Errorf("after an unrelated change: %s", got)
-	}
-	s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
-	// An operator knows better; without a breaker nobody is out.
-	if err := s.SetHealth(upstreamID, "10.0.0.1:80", "", true); err != nil || circuit(t, s, "10.0.0.1:80") != "closed HEALTHY" {
-		t.Error("set healthy:", err, circuit(t, s, "10.0.0.1:80"))
-	}
-	fail()
-	s.Update(false, change(t, `{}`, "10.0.0.1:80"))
-	p.ask(t, newExchange(), 200)
-	if got := circuit(t, s, "10.0.0.1:80"); got != "<nil> "+Off || len(s.Breakers()) != 0 {
-		t.Errorf("without a breaker: %s", got)
-	}
+		d2.End() // without an outcome: the client left
+		x3, d3 := p.begin(t)
+		x1.Response.Status, x3.Response.Status = 200, 200
+		d1.Result(x1, nil)
+		if got := circuit(t, s, "10.0.0.1:80"); got != "half-open HEALTHY" {
+			t.Errorf("after one success: %s", got)
+		}
+		d3.Result(x3, nil)
+		d1.End()
+		d3.End()
+		if got := circuit(t, s, "10.0.0.1:80"); got != "closed HEALTHY" || pe.warm.Load() == 0 || pe.breaker.trials.Load() != 0 {
+			t.Errorf("after two: %s, slow start %v, %d trials", got, pe.warm.Load() != 0, pe.breaker.trials.Load())
+		}
+		view, _ := s.PoolHealth(upstreamID)
+		if c := view["details"].(map[string]any)["circuit_breaker"].(map[string]any); c["ejections"] != uint64(4) || c["ejected"] != 0 || c["rejected"] != uint64(1) {
+			t.Errorf("view %v", c)
+		}
+		// One that has worked for long enough begins anew.
+		pe.breaker.closedSince -= 1000
+		fail()
+		if pe.breaker.lasted != 50 {
+			t.Errorf("the next ejection lasts %d ms", pe.breaker.lasted)
+		}
+		_ = s.SetHealth(upstreamID, "10.0.0.1:80", "", true)
+		s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
+		fail() // for the default of 30 s
+		s.Update(false, change(t, `{"slots":20000,"circuit_breaker":{"consecutive_errors":2}}`, "10.0.0.1:80 7", "10.0.0.2:80"))
+		if got := circuit(t, s, "10.0.0.1:80"); got != "open UNHEALTHY" {
+			t.Errorf("after an unrelated change: %s", got)
+		}
+		s.Update(false, change(t, `{"circuit_breaker":{"consecutive_errors":1}}`, "10.0.0.1:80"))
+		// An operator knows better; without a breaker nobody is out.
+		if err := s.SetHealth(upstreamID, "10.0.0.1:80", "", true); err != nil || circuit(t, s, "10.0.0.1:80") != "closed HEALTHY" {
+			t.Error("set healthy:", err, circuit(t, s, "10.0.0.1:80"))
+		}
+		fail()
+		s.Update(false, change(t, `{}`, "10.0.0.1:80"))
+		p.ask(t, newExchange(), 200)
+		if got := circuit(t, s, "10.0.0.1:80"); got != "<nil> "+Off || len(s.Breakers()) != 0 {
+			t.Errorf("without a breaker: %s", got)
+		}
+	})
 }
 
 // TestBreakerPercent: however many fail, most stay.

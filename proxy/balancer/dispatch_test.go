@@ -87,7 +87,7 @@ func TestHostHeader(t *testing.T) {
 func TestWithTransport(t *testing.T) {
 	good := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Host) }))
 	defer good.Close()
-	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { time.Sleep(300 * time.Millisecond) }))
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer slow.Close()
 	closed := harness.Refused(t).String()
 	host := func(s *httptest.Server) string { return strings.TrimPrefix(s.URL, "http://") }
@@ -97,12 +97,23 @@ func TestWithTransport(t *testing.T) {
 	send := func(p *Pool, retries int) (string, error) {
 		x := newExchange()
 		x.Upstream.Path, x.Upstream.Retries = "/", retries
-		x.Upstream.ConnectTimeout, x.Upstream.ReadTimeout, x.Upstream.WriteTimeout = time.Second, 50*time.Millisecond, time.Second
+		x.Upstream.ConnectTimeout, x.Upstream.WriteTimeout = time.Minute, time.Minute
 		d, err := p.Dispatch(x, false)
 		if err != nil {
 			return "", err
 		}
 		defer d.End()
+		patience := func() { // only the slow one is given up
+			if x.Upstream.ReadTimeout = time.Minute; at(x) == host(slow) {
+				x.Upstream.ReadTimeout = 50 * time.Millisecond
+			}
+		}
+		patience()
+		retry := x.Upstream.Retry
+		x.Upstream.Retry = func(x *exchange.Exchange, cause error) error {
+			defer patience()
+			return retry(x, cause)
+		}
 		err = tr.RoundTrip(x)
 		defer tr.Release(x)
 		d.Result(x, err)

@@ -26,7 +26,7 @@ import (
 	"concord/test/harness"
 )
 
-// server answers every connection with a text; "" closes it, "wait" keeps it open.
+// server answers every connection with a text; "" closes it, "wait" reads until the other side does.
 func server(t *testing.T, answer string) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -45,8 +45,7 @@ func server(t *testing.T, answer string) string {
 				switch answer {
 				case "":
 				case "wait":
-					_, _ = bufio.NewReader(c).ReadByte()
-					time.Sleep(300 * time.Millisecond)
+					_, _ = io.Copy(io.Discard, c)
 				default:
 					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 						_, _ = c.Write([]byte(answer))
@@ -135,12 +134,12 @@ func TestProbe(t *testing.T) {
 		{"grpc without health service", `{"type":"grpc"}`, grpcServer(t, nil), success},
 		{"grpc, closed", `{"type":"grpc"}`, server(t, ""), tcpFailure},
 		{"grpc, silent", `{"type":"grpc","timeout":0.05}`, server(t, "wait"), timeout},
-		{"grpc, HTTP/1.1", `{"type":"grpc","timeout":0.3}`, host(plain), tcpFailure},
+		{"grpc, HTTP/1.1", `{"type":"grpc"}`, host(plain), tcpFailure},
 		{"grpc, refused", `{"type":"grpc"}`, closed, tcpFailure},
 		{"grpcs", `{"type":"grpcs","https_sni":"example.com","http_path":"/good.Service"}`, upTLS, success},
-		{"grpcs, not h2", `{"type":"grpcs","https_sni":"example.com","timeout":0.3}`, host(secure), tcpFailure},
+		{"grpcs, not h2", `{"type":"grpcs","https_sni":"example.com"}`, host(secure), tcpFailure},
 		{"client certificate", `{"type":"https","https_sni":"example.com"}`, host(mutual), success},
-		{"grpcs without TLS", `{"type":"grpcs","timeout":0.2}`, host(plain), tcpFailure},
+		{"grpcs without TLS", `{"type":"grpcs"}`, host(plain), tcpFailure},
 		{"https", `{"type":"https","https_sni":"example.com"}`, host(secure), success},
 		{"https, wrong name", `{"type":"https","https_sni":"example.org"}`, host(secure), tcpFailure},
 		{"https, not verified", `{"type":"https","https_sni":"example.org","https_verify_certificate":false}`, host(secure), success},
@@ -155,6 +154,9 @@ func TestProbe(t *testing.T) {
 				return nil
 			}})
 			ch := change(t, `{"healthchecks":{"active":`+tt.active+`}}`, tt.addr)
+			if !strings.Contains(tt.active, "timeout") {
+				ch[0].Upstream.Healthchecks.Active.Timeout = 60 // a second is short on a busy machine
+			}
 			if tt.name == "client certificate" {
 				ch[0].ClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 			}
@@ -178,7 +180,7 @@ func TestProbe(t *testing.T) {
 			_, port, _ := net.SplitHostPort(host(plain))
 			c := change(t, tt.settings, "a.test:"+port)
 			a := &c[0].Upstream.Healthchecks.Active
-			a.HTTPPath = "/health%20y;a"
+			a.HTTPPath, a.Timeout = "/health%20y;a", 60
 			if a.Headers == nil {
 				a.Headers = map[string][]string{}
 			}
@@ -229,11 +231,16 @@ func TestActive(t *testing.T) {
 	s.Update(false, change(t, `{}`, addr))
 	quiet := func(why string) {
 		t.Helper()
-		time.Sleep(50 * time.Millisecond) // a probe that was under way
-		before := probes.Load()
-		time.Sleep(100 * time.Millisecond)
-		if n := probes.Load() - before; n != 0 {
-			t.Errorf("%s: %d probes", why, n)
+		for end := time.Now().Add(10 * time.Second); ; { // a probe that was under way may still arrive
+			before := probes.Load()
+			time.Sleep(100 * time.Millisecond)
+			n := probes.Load() - before
+			if n == 0 {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d probes", why, n)
+			}
 		}
 	}
 	quiet("switched off")
@@ -247,20 +254,28 @@ func TestActive(t *testing.T) {
 
 // TestProbesEnd: closing does not wait for a silent peer's timeout, and nothing is left running.
 func TestProbesEnd(t *testing.T) {
-	addr := server(t, "wait")
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	asked := make(chan struct{}, 100)
+	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer web.Close()
+	before := goleak.IgnoreCurrent()
 	s := New(Options{Resolver: &book{hosts: map[string]page{"slow.test": {delay: time.Hour}}}})
-	s.Update(true, change(t, `{"healthchecks":{"active":{"timeout":600,"healthy":{"interval":0.01}}}}`, addr, "slow.test:80"))
-	time.Sleep(50 * time.Millisecond)
+	s.Update(true, change(t, `{"healthchecks":{"active":{"timeout":600,"healthy":{"interval":0.01}}}}`, web.Listener.Addr().String(), "slow.test:80"))
+	<-asked
 	done := make(chan struct{})
 	go func() { s.Close(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("Close hangs")
 	}
 	if !strings.Contains(fmt.Sprint(s.Pool("up").ctx.Err()), "canceled") {
 		t.Error("the pool lives on")
+	}
+	if err := harness.Leaks(before); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -285,8 +300,8 @@ func TestProbeLoad(t *testing.T) {
 		targets = append(targets, name+":"+port)
 	}
 	s := newSet(t, Options{Resolver: r})
-	s.Update(true, change(t, `{"healthchecks":{"active":{"concurrency":3,"healthy":{"interval":0.02}}}}`, targets...))
-	eventually(t, func() bool { return all.Load() > 100 })
+	s.Update(true, change(t, `{"healthchecks":{"active":{"timeout":60,"concurrency":3,"healthy":{"interval":0.02}}}}`, targets...))
+	eventually(t, func() bool { return all.Load() > 100 && most.Load() >= 3 })
 	if most.Load() != 3 {
 		t.Errorf("%d probes at once", most.Load())
 	}

@@ -200,34 +200,26 @@ func (c *conn) awake() bool {
 func (c *conn) servePlain() {
 	for {
 		c.take()
-		w := c.w
-		d := c.s.o.IdleTimeout
+		w, d := c.w, c.s.o.IdleTimeout
 		if w.r < w.e {
-			d = c.s.o.HeaderTimeout
+			if c.headBy.IsZero() {
+				c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
+			}
+			d = max(time.Until(c.headBy), time.Millisecond)
 		} else {
 			c.idle.Store(true)
 		}
-		start := time.Now()
-		for {
-			n, err := c.read(w.in[w.e:], d)
-			c.idle.Store(false)
-			if n == 0 && err != nil {
-				if isTimeout(err) && w.r < w.e {
-					c.refuse(-1, errHeaderTime)
-				}
-				return
-			}
-			w.e += n
-			if c.advance(-1) == quit {
-				return
-			}
-			if w = c.w; w.r == w.e {
-				break
-			}
-			if d = c.s.o.HeaderTimeout - time.Since(start); d <= 0 {
+		n, err := c.read(w.in[w.e:], d)
+		c.idle.Store(false)
+		if n == 0 && err != nil {
+			if isTimeout(err) && w.r < w.e {
 				c.refuse(-1, errHeaderTime)
-				return
 			}
+			return
+		}
+		w.e += n
+		if c.advance(-1) == quit {
+			return
 		}
 	}
 }

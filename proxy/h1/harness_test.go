@@ -25,6 +25,7 @@ type plain struct {
 	host string
 	port int
 	edit func(x *exchange.Exchange)
+	head func(x *exchange.Exchange) // when that of the answer is there
 	err  func(x *exchange.Exchange, err error)
 	done func(x *exchange.Exchange)
 	hide bool // the sockets: the server then uses net.Conn
@@ -47,6 +48,8 @@ func (p *plain) Serve(x *exchange.Exchange) {
 		if p.err != nil {
 			p.err(x, err)
 		}
+	} else if p.head != nil {
+		p.head(x)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"concord/proxy/h1"
@@ -38,22 +39,27 @@ func testHalfClose(t *testing.T, set func(*h1.Options, *upstream.Options, *plain
 func TestTimeouts(t *testing.T) { backends(t, testTimeouts) }
 
 func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
-	short := func(o *h1.Options, u *upstream.Options, p *plain) {
-		set(o, u, p)
-		o.HeaderTimeout, o.BodyTimeout, o.IdleTimeout = 150*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond
-	}
+	const short = 150 * time.Millisecond // for one of the three: a slow machine may take as long for the others
+	head := func(o *h1.Options) { o.HeaderTimeout = short }
+	body := func(o *h1.Options) { o.BodyTimeout = short }
+	idle := func(o *h1.Options) { o.IdleTimeout = short }
 	rec := newRecorder(t, nil)
-	tests := []struct{ name, send, want string }{
-		{"nothing", "", ""},
-		{"D1 slow header", "GET / HTTP/1.1\r\nHo", "HTTP/1.1 408 "},
-		{"D1 slow body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhal", "HTTP/1.1 408 "},
-		{"D1 slow chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", "HTTP/1.1 408 "},
-		{"idle after a request", get("/"), "HTTP/1.1 200 "},
+	tests := []struct {
+		name, send, want string
+		limit            func(*h1.Options)
+	}{
+		{"nothing", "", "", idle},
+		{"D1 slow header", "GET / HTTP/1.1\r\nHo", "HTTP/1.1 408 ", head},
+		{"D1 slow body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhal", "HTTP/1.1 408 ", body},
+		{"D1 slow chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", "HTTP/1.1 408 ", body},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			addr, s, _ := start(t, rec.ln.Addr(), short)
+			addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+				set(o, u, p)
+				tt.limit(o)
+			})
 			c := dial(t, addr)
 			fmt.Fprint(c, tt.send)
 			got, err := io.ReadAll(c)
@@ -66,7 +72,10 @@ func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)
 	}
 	t.Run("D1 drip", func(t *testing.T) {
 		t.Parallel()
-		addr, s, _ := start(t, rec.ln.Addr(), short)
+		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
+			set(o, u, p)
+			head(o)
+		})
 		c := dial(t, addr)
 		go func() {
 			for {
@@ -92,14 +101,14 @@ func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)
 		})
 		c := dial(t, addr)
 		fmt.Fprint(c, get("/"))
-		waitFor(t, func() bool { return s.Conns() == 1 })
+		waitFor(t, func() bool { return big.connections() == 1 })
 		waitFor(t, func() bool { return s.Conns() == 0 })
 	})
-	t.Run("coarse clock", func(t *testing.T) {
+	t.Run("idle after a request", func(t *testing.T) {
 		t.Parallel()
 		addr, s, _ := start(t, rec.ln.Addr(), func(o *h1.Options, u *upstream.Options, p *plain) {
 			set(o, u, p)
-			o.IdleTimeout = 2 * time.Second
+			o.IdleTimeout = 3 * time.Second // by the coarse clock
 		})
 		c := dial(t, addr)
 		fmt.Fprint(c, get("/"))
@@ -169,16 +178,21 @@ func testDrain(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 		t.Fatal(err)
 	}
 	fmt.Fprint(busy, get("/slow"))
-	fmt.Fprint(partial, "GET /partial HTTP/1.1\r\n")
-	waitFor(t, func() bool { return len(rec.requests()) == 2 && s.Conns() == 3 })
-	time.Sleep(20 * time.Millisecond)
+	fmt.Fprint(partial, get("/")+"GET /partial HTTP/1.1\r\n") // with the answer to the first it is known that the second has begun to arrive
+	rest := bufio.NewReader(partial)
+	if r, err := http.ReadResponse(rest, nil); err != nil {
+		t.Fatal(err)
+	} else if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return len(rec.requests()) == 3 && s.Conns() == 3 })
 	done := make(chan error, 1)
 	go func() { done <- s.Shutdown(context.Background()) }()
 	if _, err := io.ReadAll(idle); err != nil {
 		t.Error("idle:", err)
 	}
 	fmt.Fprint(partial, "Host: a\r\n\r\n")
-	if got, err := io.ReadAll(partial); err != nil || !strings.Contains(string(got), "Connection: close") {
+	if got, err := io.ReadAll(rest); err != nil || !strings.Contains(string(got), "Connection: close") {
 		t.Errorf("partial: %q, %v", got, err)
 	}
 	close(release)
@@ -192,4 +206,29 @@ func testDrain(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 		_ = c.Close()
 		t.Error("still accepting")
 	}
+}
+
+// TestHeadTime: the time of a head begins with its first byte, not with the wait for it.
+func TestHeadTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := h1.New(h1.Options{Handler: fixed(200, "ok"), HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute})
+		defer func() { _ = s.Shutdown(t.Context()) }()
+		c, other := net.Pipe()
+		go s.ServeConn(other, &h1.ConnInfo{})
+		in := bufio.NewReader(c)
+		for i, want := range []int{200, 200, 408} {
+			time.Sleep(30 * time.Second)
+			fmt.Fprint(c, "GET / HTTP/1.1\r\n")
+			time.Sleep([]time.Duration{0, 8 * time.Second, 11 * time.Second}[i])
+			if want == 200 {
+				fmt.Fprint(c, "Host: a\r\n\r\n")
+			}
+			r, err := http.ReadResponse(in, nil)
+			if err != nil || r.StatusCode != want {
+				t.Fatal(i, r, err)
+			}
+			_, _ = io.Copy(io.Discard, r.Body)
+		}
+		_ = c.Close()
+	})
 }

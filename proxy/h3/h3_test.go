@@ -18,15 +18,15 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"github.com/quic-go/quic-go/quicvarint"
-	"go.uber.org/goleak"
 
 	"concord/proxy/exchange"
 	"concord/proxy/h1"
 	"concord/proxy/h3"
 	"concord/proxy/listen"
+	"concord/test/harness"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { harness.NoLeaks(m) }
 
 // handler is an exchange.Handler made of functions.
 type handler struct {

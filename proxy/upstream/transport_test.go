@@ -21,14 +21,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"concord/proxy/dns"
 	"concord/proxy/exchange"
 	"concord/test/harness"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { harness.NoLeaks(m) }
 
 // server answers each request with what f returns; "" closes the connection.
 type server struct {
