@@ -140,7 +140,7 @@ func (n *testNode) keepPorts() {
 
 func (n *testNode) join(to *testNode) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	for {
 		token, err := to.CreateToken(ctx, TokenOptions{})
@@ -196,7 +196,7 @@ func waitVoters(t *testing.T, nodes []*testNode, want int) {
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		err := f()
 		if err == nil {
@@ -236,7 +236,7 @@ func consumerCommand(name string) command.Command {
 
 // write forwards the creation of a consumer and returns its index.
 func (n *testNode) write(name string) (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	answer, err := n.Forward(ctx, []byte(name))
 	if err != nil {
@@ -265,7 +265,7 @@ func (n *testNode) has(name string) bool {
 
 func (n *testNode) mustHave(index uint64, names ...string) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if err := n.Wait(ctx, index); err != nil {
 		n.t.Fatalf("%s waits for %d: %v", n.opt.Name, index, err)

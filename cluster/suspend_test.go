@@ -43,7 +43,8 @@ func TestSuspend(t *testing.T) {
 				t.Helper()
 				for range times {
 					count++
-					n.mustWrite(fmt.Sprintf("c%d", count))
+					name := fmt.Sprintf("c%d", count)
+					n.mustHave(n.mustWrite(name), name) // the other one may lead
 				}
 			}
 			write(n, 10)

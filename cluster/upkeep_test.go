@@ -69,13 +69,13 @@ func TestAnotherAddress(t *testing.T) {
 
 func TestDeadNodesAreRemoved(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 5, func(o *Options) { o.Tuning.DeadAfter = 1500 * time.Millisecond })
+	nodes := startCluster(t, 5, func(o *Options) { o.Tuning.DeadAfter = 4 * time.Second })
 	nodes[4].kill()
 	waitVoters(t, nodes[:4], 4)
 	nodes[3].kill()
 	waitVoters(t, nodes[:3], 3)
 	nodes[2].kill()
-	time.Sleep(2500 * time.Millisecond)
+	time.Sleep(6 * time.Second)
 	if s := nodes[0].Status(context.Background()); len(s.Nodes) != 3 {
 		t.Errorf("fewer voters than the minimum are left: %+v", s)
 	}
@@ -116,17 +116,22 @@ func TestExpiry(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "alone", func(o *Options) { o.Tuning.ExpireEvery = 50 * time.Millisecond })
 	id := [16]byte{1}
-	put, err := n.rows.put("01000000-0000-0000-0000-000000000000", &entity.ClusterNode{State: nodeRemoved, Role: Voter}, command.IfAbsent, time.Now().Add(300*time.Millisecond).UnixMilli())
-	if err != nil {
-		t.Fatal(err)
+	write := func(ifIndex uint64, life time.Duration) uint64 {
+		put, err := n.rows.put("01000000-0000-0000-0000-000000000000", &entity.ClusterNode{State: nodeRemoved, Role: Voter}, ifIndex, time.Now().Add(life).UnixMilli())
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := n.Propose(context.Background(), command.Command{Level: 1, Op: command.Txn{Puts: []command.Put{put}}})
+		if err != nil || res.Err != nil {
+			t.Fatal(err, res.Err)
+		}
+		return res.Index
 	}
-	res, err := n.Propose(context.Background(), command.Command{Level: 1, Op: command.Txn{Puts: []command.Put{put}}})
-	if err != nil || res.Err != nil {
-		t.Fatal(err, res.Err)
-	}
+	index := write(command.IfAbsent, time.Hour)
 	if _, ok := n.rows.nodes.Get(n.rows.store.View(), id); !ok {
 		t.Fatal("the row is not there")
 	}
+	write(index, 300*time.Millisecond)
 	eventually(t, "expired", func() error {
 		if _, ok := n.rows.nodes.Get(n.rows.store.View(), id); ok {
 			return errors.New("the row is still there")
@@ -142,6 +147,7 @@ func TestWait(t *testing.T) {
 	defer cancel()
 	for _, n := range nodes {
 		index := n.mustWrite("w" + n.opt.Name)
+		n.mustHave(index) // whoever does not lead applies it a little later
 		var future *FutureIndexError
 		if err := n.Wait(ctx, index+1000); !errors.As(err, &future) || future.Committed < index {
 			t.Errorf("an index that does not exist: %v", err)

@@ -40,7 +40,7 @@ func clientHello(t *testing.T, name string) []byte {
 func TestHalfHandshakes(t *testing.T) {
 	const clients = 200
 	before := runtime.NumGoroutine()
-	g, _, addrs := open(t, func(o *listen.Options) { o.HandshakeTimeout = time.Second })
+	g, _, addrs := open(t, func(o *listen.Options) { o.HandshakeTimeout = 3 * time.Second })
 	hello := clientHello(t, "a.example.com")
 	var all []net.Conn
 	for i := range clients {

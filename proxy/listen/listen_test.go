@@ -157,7 +157,7 @@ func open(t *testing.T, set func(*listen.Options)) (*listen.Group, *h1.Server, [
 	go func() { served <- g.Serve() }()
 	t.Cleanup(func() {
 		g.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := srv.Shutdown(ctx); err != nil {
 			t.Errorf("drain: %v", err)
