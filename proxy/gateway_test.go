@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -80,6 +81,17 @@ func (e *echo) serve(c net.Conn) {
 	}
 }
 
+// noNames is a resolver that knows no name, and asks nobody.
+type noNames struct{}
+
+func (noNames) Addresses(_ context.Context, host string) ([]netip.Addr, time.Duration, error) {
+	return nil, 0, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (noNames) Services(context.Context, string) ([]*net.SRV, time.Duration, error) {
+	return nil, 0, nil
+}
+
 // gateway is the whole data plane in one process: store, compiler, handler, h1, upstream.
 type gateway struct {
 	testing.TB
@@ -95,7 +107,7 @@ func start(t testing.TB, set func(*proxy.Options), plugins ...plugin.Plugin) *ga
 	g := &gateway{TB: t, db: fx.New(t), echo: newEcho(t)}
 	log := slog.New(slog.DiscardHandler)
 	g.c = dataplane.New(dataplane.Options{Store: g.db.Store, Plugins: plugins, Log: log})
-	up := upstream.New(upstream.Options{})
+	up := upstream.New(upstream.Options{Resolver: noNames{}})
 	o := proxy.Options{Holder: g.c.Holder(), Upstreams: up, Product: "concord/1.2.3", Log: log}
 	if set != nil {
 		set(&o)
