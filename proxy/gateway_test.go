@@ -135,7 +135,7 @@ func start(t testing.TB, set func(*proxy.Options), plugins ...plugin.Plugin) *ga
 func (g *gateway) put(rows ...any) {
 	g.Helper()
 	index := g.db.Put(rows...)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if err := g.c.Holder().Wait(ctx, index); err != nil {
 		g.Fatal(err)

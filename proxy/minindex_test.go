@@ -18,7 +18,7 @@ func TestMinConfigIndex(t *testing.T) {
 	var committed atomic.Uint64
 	var fail atomic.Bool
 	g := start(t, func(o *proxy.Options) {
-		o.MinIndexWait = 200 * time.Millisecond
+		o.MinIndexWait = 2 * time.Second
 		o.Committed = func(context.Context) (uint64, error) {
 			if fail.Load() {
 				return 0, errors.New("no leader")

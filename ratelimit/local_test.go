@@ -293,7 +293,9 @@ func TestMemory(t *testing.T) {
 	for i := range 400_000 {
 		take(l, noon, strconv.Itoa(i), Limit{Hour, 10})
 		if i%20_000 == 0 {
-			worst = max(worst, heap()-before)
+			if now := heap(); now > before { // what earlier tests left may go meanwhile
+				worst = max(worst, now-before)
+			}
 		}
 	}
 	n := l.Stats()

@@ -61,7 +61,7 @@ func compiler(t testing.TB, db *fx.DB, p *probe) *dataplane.Compiler {
 
 func wait(t testing.TB, c *dataplane.Compiler, index uint64) *dataplane.Snapshot {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if err := c.Holder().Wait(ctx, index); err != nil {
 		t.Fatalf("index %d was not published: %v", index, err)
@@ -282,7 +282,7 @@ func TestLongExchangeKeepsOneSnapshot(t *testing.T) {
 
 func eventually(t *testing.T, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("did not happen")
 		}

@@ -77,7 +77,7 @@ func rawUpstream(t testing.TB, f func(c *rawClient)) (string, *atomic.Int64) {
 		if string(preface) != Preface {
 			t.Errorf("preface: %q", preface)
 		}
-		c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 5 * time.Second}
+		c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: time.Minute}
 		c.fr.AllowIllegalWrites = true
 		c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 		c.enc = hpack.NewEncoder(&c.buf)
@@ -118,7 +118,7 @@ func (c *client) exchange(fill func(x *exchange.Exchange)) *exchange.Exchange {
 	x := &exchange.Exchange{}
 	x.Request = exchange.Request{Method: "GET", Path: "/p", Major: 2}
 	x.Upstream = exchange.Upstream{
-		Scheme: "http", Path: "/p", HostHeader: "up.test:80", ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, ConnectTimeout: time.Second,
+		Scheme: "http", Path: "/p", HostHeader: "up.test:80", ReadTimeout: time.Minute, WriteTimeout: time.Minute, ConnectTimeout: time.Minute,
 	}
 	if fill != nil {
 		fill(x)
@@ -321,11 +321,13 @@ func TestAnswerBeforeBody(t *testing.T) {
 
 // TestClientLeaves: the upstream learns that nobody waits, whether it has answered or not.
 func TestClientLeaves(t *testing.T) {
-	left := make(chan struct{}, 1)
+	came, left := make(chan struct{}, 1), make(chan struct{}, 1)
 	addr, _ := startUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/begin" {
 			w.WriteHeader(200)
 			w.(http.Flusher).Flush()
+		} else {
+			came <- struct{}{}
 		}
 		<-r.Context().Done()
 		left <- struct{}{}
@@ -333,7 +335,7 @@ func TestClientLeaves(t *testing.T) {
 	c := newClient(t, addr)
 	x := c.exchange(nil)
 	go func() {
-		time.Sleep(30 * time.Millisecond)
+		<-came
 		x.Gone()
 	}()
 	err := c.send(x)

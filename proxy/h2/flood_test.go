@@ -6,11 +6,13 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
 
 	"concord/proxy/exchange"
+	"concord/proxy/h1"
 )
 
 // TestFloods is D3: frames that serve nothing end with ENHANCE_YOUR_CALM, long before they could cost much.
@@ -281,16 +283,26 @@ func TestTimeouts(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			h := &handlerFunc{serve: hang}
-			tt.o.Handler = h
-			_, addr := startServer(t, tt.o)
-			c := dialRaw(t, addr)
-			c.mute = true
-			tt.do(c)
-			tt.check(t, c.await(1))
-			c.nc.Close()
-			waitFor(t, "the handler hangs", func() bool { n, m := h.counts(); return n == m })
+			synctest.Test(t, func(t *testing.T) {
+				h := &handlerFunc{serve: hang}
+				tt.o.Handler = h
+				s := New(tt.o)
+				nc, other := net.Pipe()
+				go s.ServeConn(other, &h1.ConnInfo{})
+				c := newRaw(t, nc)
+				c.mute = true
+				go tt.do(c)
+				tt.check(t, c.await(1))
+				nc.Close()
+				time.Sleep(time.Second) // who writes again and again notices
+				synctest.Wait()
+				if n, m := h.counts(); n != m {
+					t.Errorf("of %d handlers %d ended", n, m)
+				}
+				if err := s.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
 		})
 	}
 }

@@ -47,7 +47,7 @@ func (b *piecesBody) Close() error {
 
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal(what)
 		}
@@ -364,6 +364,7 @@ func TestBackPressure(t *testing.T) {
 		c.data(1, false, strings.Repeat("x", 16384))
 	}
 	c.headers(3, true, getFields...)
+	waitFor(t, "nothing is made", func() bool { return produced.Load() >= 65535 })
 	c.idle = 300 * time.Millisecond
 	for {
 		// No windows are given back here.

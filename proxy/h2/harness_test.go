@@ -136,6 +136,10 @@ func dialRaw(t testing.TB, addr string) *rawClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
+	return newRaw(t, nc)
+}
+
+func newRaw(t testing.TB, nc net.Conn) *rawClient {
 	c := &rawClient{t: t, nc: nc, fr: http2.NewFramer(nc, nc), idle: 20 * time.Second}
 	c.fr.AllowIllegalWrites = true
 	c.fr.ReadMetaHeaders = newDecoder()

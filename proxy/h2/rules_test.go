@@ -3,7 +3,6 @@ package h2
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/http2"
@@ -231,7 +230,7 @@ func TestLengthOfBody(t *testing.T) {
 			_, addr := startServer(t, Options{Handler: h})
 			c := dialRaw(t, addr).hello()
 			c.headers(1, false, append(postFields, "content-length", tt.length)...)
-			time.Sleep(20 * time.Millisecond) // so that the handler has begun
+			waitFor(t, "the handler does not begin", func() bool { n, _ := h.counts(); return n == 1 })
 			for i, p := range tt.data {
 				c.data(1, i == len(tt.data)-1 && !tt.trail, p)
 			}

@@ -33,6 +33,7 @@ type server struct {
 	ln    net.Listener
 	conns atomic.Int32
 	reqs  atomic.Int32
+	ended atomic.Int32 // connections that it has closed
 	f     func(n int32, r *http.Request) string
 }
 
@@ -61,6 +62,7 @@ func newServer(t *testing.T, ln net.Listener, f func(n int32, r *http.Request) s
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
+				defer s.ended.Add(1)
 				defer c.Close()
 				br := bufio.NewReader(c)
 				for {
@@ -114,7 +116,7 @@ func request(method, host string, port int) *exchange.Exchange {
 	x := &exchange.Exchange{}
 	x.Request.Method, x.Request.Path = method, "/"
 	x.Upstream = exchange.Upstream{Scheme: "http", Host: host, Port: port, HostHeader: host, Path: "/",
-		ConnectTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
+		ConnectTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}
 	return x
 }
 
@@ -126,6 +128,15 @@ func do(tr *Transport, x *exchange.Exchange) (string, error) {
 	}
 	b, err := x.Response.Buffer(1 << 20)
 	return string(b), err
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never: " + what)
+		}
+	}
 }
 
 func mustDo(t *testing.T, tr *Transport, x *exchange.Exchange, want string) {
@@ -233,10 +244,11 @@ func TestStale(t *testing.T) {
 				return strings.Replace(reply(r.Method+string(b)), "\r\n", "\r\nX-Connection: close\r\n", 1) // closes without saying so
 			})
 			tr := newTransport(t, Options{})
-			for range 4 {
+			for i := range int32(4) {
 				x := request(method, "127.0.0.1", s.port())
 				x.Request.SetBody([]byte("hi"))
 				mustDo(t, tr, x, method+"hi")
+				eventually(t, "it is closed", func() bool { return s.ended.Load() == i+1 })
 				time.Sleep(20 * time.Millisecond) // the end arrives
 			}
 			if n := s.reqs.Load(); n != 4 {
@@ -272,10 +284,14 @@ func TestRetries(t *testing.T) {
 			s := newServer(t, nil, tt.answer)
 			tr := newTransport(t, Options{})
 			x := request(tt.method, "127.0.0.1", s.port())
-			x.Upstream.Retries, x.Upstream.ReadTimeout = tt.retries, 500*time.Millisecond
+			x.Upstream.Retries = tt.retries
+			if tt.name == "timeout" {
+				x.Upstream.ReadTimeout = 500 * time.Millisecond
+			}
 			causes := 0
-			x.Upstream.Retry = func(_ *exchange.Exchange, err error) error {
+			x.Upstream.Retry = func(x *exchange.Exchange, err error) error {
 				causes++
+				x.Upstream.ReadTimeout = time.Minute // only the first one is late
 				return nil
 			}
 			if tt.stream {
@@ -287,6 +303,7 @@ func TestRetries(t *testing.T) {
 			if kind(err) != tt.want || err == nil && got != "ok" {
 				t.Errorf("got %q, %v", got, err)
 			}
+			eventually(t, "all requests have arrived", func() bool { return s.reqs.Load() >= tt.reqs })
 			if n := s.reqs.Load(); n != tt.reqs || x.Tries != int(n) || causes != int(n)-1 {
 				t.Errorf("%d requests, %d tries, Retry called %d times, want %d", n, x.Tries, causes, tt.reqs)
 			}
@@ -335,7 +352,9 @@ func TestKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer mute.Close()
-	silent := newServer(t, nil, func(int32, *http.Request) string { time.Sleep(500 * time.Millisecond); return "" })
+	over := make(chan struct{})
+	silent := newServer(t, nil, func(int32, *http.Request) string { <-over; return "" })
+	t.Cleanup(func() { close(over) })
 	good := newServer(t, nil, okay)
 	guard := func(a netip.AddrPort) error {
 		if int(a.Port()) == good.port() {
@@ -436,36 +455,55 @@ func TestNames(t *testing.T) {
 	s := newServer(t, nil, okay)
 	local, dead := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	r := &changing{}
-	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: 20 * time.Millisecond, ErrorTTL: 20 * time.Millisecond}})
+	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: time.Hour, ErrorTTL: time.Hour}})
 	x := func() *exchange.Exchange {
 		x := request("GET", "name.example", s.port())
 		x.Upstream.Retries = 1
 		return x
 	}
-	r.set(errors.New("no network"))
-	if _, err := do(tr, x()); kind(err) != Resolve {
-		t.Fatal(err)
+	expire := func() {
+		tr.names.mu.Lock()
+		defer tr.names.mu.Unlock()
+		tr.names.m["name.example"].until = time.Time{}
 	}
-	time.Sleep(50 * time.Millisecond) // a failure is remembered
+	asked := func(want int) { // in the background, as long as there is an answer
+		t.Helper()
+		eventually(t, "it is asked", func() bool {
+			tr.names.mu.RLock()
+			defer tr.names.mu.RUnlock()
+			return tr.names.m["name.example"].pending == nil
+		})
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.calls != want {
+			t.Errorf("%d look-ups, want %d", r.calls, want)
+		}
+	}
+	r.set(errors.New("no network"))
+	for range 3 {
+		if _, err := do(tr, x()); kind(err) != Resolve {
+			t.Fatal(err)
+		}
+	}
+	asked(1) // a failure is remembered
+	expire()
 	// Whichever address comes first, the next try takes the other one.
 	r.set(nil, dead, local)
 	for range 4 {
 		mustDo(t, tr, x(), "ok")
 	}
+	asked(2)
 	r.set(nil, local)
-	time.Sleep(50 * time.Millisecond)
+	expire()
 	mustDo(t, tr, x(), "ok")
+	asked(3)
 	// The old answer serves while the resolver fails.
 	r.set(errors.New("no network"))
-	time.Sleep(50 * time.Millisecond)
+	expire()
 	for range 3 {
 		mustDo(t, tr, x(), "ok")
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.calls > 8 {
-		t.Errorf("%d look-ups", r.calls)
-	}
+	asked(4)
 }
 
 // TestServices: SRV records of a service's host tell ports, by weight; failures are remembered, and not for any number of names.
@@ -474,7 +512,7 @@ func TestServices(t *testing.T) {
 	r := &changing{addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, srv: []*net.SRV{
 		{Target: "s.test.", Port: uint16(a.port()), Weight: 30}, {Target: "s.test.", Port: uint16(b.port()), Weight: 10},
 	}}
-	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: time.Hour}, MaxNames: 5})
+	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: time.Hour, ErrorTTL: time.Hour}, MaxNames: 5})
 	for range 40 {
 		mustDo(t, tr, request("GET", "web.test", 80), "ok")
 	}
