@@ -82,7 +82,7 @@ type Result struct {
 type aux struct {
 	level      uint32
 	leaderTime int64
-	recent     []remembered
+	recent     remembered
 	stages     []stage // oldest first
 }
 

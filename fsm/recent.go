@@ -20,32 +20,51 @@ type Key struct {
 	ID    state.ID
 }
 
-// remembered is a request that succeeded.
+// remembered is requests that succeeded, oldest first. It is append-only, so that a view may hold one while the machine goes on, and it
+// holds no pointers to each of them, which every collection of garbage would follow.
 type remembered struct {
-	id    [16]byte
-	index uint64
-	keys  []Key
+	list []request
+	keys []Key // of all of them
 }
 
-// recent holds the last Remember requests. The list is append-only, so that a view may hold a slice of it while the machine goes
-// on; when it is twice as long, the live half moves to a new one.
+type request struct {
+	id       [16]byte
+	index    uint64
+	from, to int // its keys
+}
+
+func (r *remembered) add(id [16]byte, index uint64, keys []Key) {
+	from := len(r.keys)
+	r.keys = append(r.keys, keys[:min(len(keys), rememberKeys)]...)
+	r.list = append(r.list, request{id, index, from, len(r.keys)})
+}
+
+func (r *remembered) keysOf(q request) []Key { return r.keys[q.from:q.to:q.to] }
+
+// last is the newest n.
+func (r *remembered) last(n int) remembered {
+	return remembered{slices.Clip(r.list[max(0, len(r.list)-n):]), slices.Clip(r.keys)}
+}
+
+// recent holds the last Remember requests. When there are twice as many, the live half moves to a new list.
 type recent struct {
-	mu   sync.RWMutex
-	list []remembered
-	at   map[[16]byte]int // position in list
+	mu sync.RWMutex
+	remembered
+	at map[[16]byte]int // position in list
 }
 
-func (r *recent) reset(list []remembered) {
+func (r *recent) reset(x remembered) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.move(list)
+	r.move(x)
 }
 
-func (r *recent) move(list []remembered) {
-	r.list = slices.Clone(list)
-	r.at = make(map[[16]byte]int, len(list))
-	for i := range list {
-		r.at[list[i].id] = i
+func (r *recent) move(x remembered) {
+	r.remembered = remembered{list: make([]request, 0, len(x.list))}
+	r.at = make(map[[16]byte]int, len(x.list))
+	for i, q := range x.list {
+		r.at[q.id] = i
+		r.remembered.add(q.id, q.index, x.keysOf(q))
 	}
 }
 
@@ -56,23 +75,21 @@ func (r *recent) get(id [16]byte) (Result, bool) {
 	if !ok {
 		return Result{}, false
 	}
-	return Result{Index: r.list[i].index, Keys: r.list[i].keys}, true
+	return Result{Index: r.list[i].index, Keys: r.keysOf(r.list[i])}, true
 }
 
 func (r *recent) add(id [16]byte, res Result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.list) >= 2*Remember {
-		r.move(r.list[len(r.list)-Remember:])
+		r.move(r.last(Remember))
 	}
 	if len(r.list) >= Remember {
 		delete(r.at, r.list[len(r.list)-Remember].id)
 	}
 	r.at[id] = len(r.list)
-	r.list = append(r.list, remembered{id: id, index: res.Index, keys: slices.Clone(res.Keys[:min(len(res.Keys), rememberKeys)])})
+	r.remembered.add(id, res.Index, res.Keys)
 }
 
-// snapshot is the requests remembered now, oldest first. What it returns stays as it is.
-func (r *recent) snapshot() []remembered {
-	return slices.Clip(r.list[max(0, len(r.list)-Remember):])
-}
+// snapshot is the requests remembered now. What it returns stays as it is.
+func (r *recent) snapshot() remembered { return r.last(Remember) }

@@ -81,12 +81,12 @@ func (m *Machine) persist(v *state.View, b *bufio.Writer) error {
 			bytes(r.Raw)
 		})
 	}
-	put(uint64(len(a.recent)))
-	for _, x := range a.recent {
+	put(uint64(len(a.recent.list)))
+	for _, x := range a.recent.list {
 		bytes(x.id[:])
 		put(x.index)
-		put(uint64(len(x.keys)))
-		for _, k := range x.keys {
+		put(uint64(x.to - x.from))
+		for _, k := range a.recent.keysOf(x) {
 			put(uint64(k.Table))
 			bytes(k.ID[:])
 		}
@@ -288,28 +288,28 @@ func (d *decoder) row() (r state.AnyRow) {
 	return r
 }
 
-func (d *decoder) recent() ([]remembered, error) {
+func (d *decoder) recent() (r remembered, err error) {
 	count := d.num()
 	if count > Remember {
 		d.fail(fmt.Errorf("%d of them, at most %d are kept", count, Remember))
 	}
-	var list []remembered
 	for ; count > 0 && d.err == nil; count-- {
-		var x remembered
-		d.full(x.id[:])
-		x.index = d.num()
+		var id [16]byte
+		d.full(id[:])
+		index := d.num()
 		n := d.num()
 		if n > rememberKeys {
 			d.fail(fmt.Errorf("%d keys of one, at most %d are kept", n, rememberKeys))
 		}
+		var keys []Key
 		for ; n > 0 && d.err == nil; n-- {
 			k := Key{Table: uint16(d.num())}
 			d.full(k.ID[:])
-			x.keys = append(x.keys, k)
+			keys = append(keys, k)
 		}
-		list = append(list, x)
+		r.add(id, index, keys)
 	}
-	return list, d.err
+	return r, d.err
 }
 
 func (d *decoder) stages() ([]stage, error) {
