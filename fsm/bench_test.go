@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 
 	"concord/fsm/command"
@@ -137,9 +138,15 @@ func BenchmarkMillion(b *testing.B) {
 	memory := func(m *Machine) func(*testing.B) {
 		return func(b *testing.B) {
 			used := heap() - before
+			b.ResetTimer()
+			marked := -metric("/cpu/classes/gc/total:cpu-seconds")
 			for b.Loop() {
 				runtime.GC()
 			}
+			marked += metric("/cpu/classes/gc/total:cpu-seconds")
+			b.ReportMetric(marked*1e3/float64(b.N), "cpu-ms/op")
+			b.ReportMetric(metric("/gc/scan/heap:bytes")/(1<<20), "pointers-MB") // objects up to their last pointer
+			b.ReportMetric(metric("/gc/heap/objects:objects")/1e3, "kobjects")
 			b.ReportMetric(float64(used)/rows, "heap-B/row")
 			b.ReportMetric(float64(used)/(1<<20), "heap-MB")
 			b.ReportMetric(residentMB(), "resident-MB")
@@ -216,6 +223,14 @@ func benchmarkLookups(b *testing.B, m *Machine, entries int) {
 			}
 		})
 	}
+}
+
+func metric(name string) float64 {
+	sample := []metrics.Sample{{Name: name}}
+	if metrics.Read(sample); sample[0].Value.Kind() == metrics.KindUint64 {
+		return float64(sample[0].Value.Uint64())
+	}
+	return sample[0].Value.Float64()
 }
 
 func heap() uint64 {

@@ -2,87 +2,97 @@ package state
 
 import "slices"
 
-// bucketWords makes a bucket fill a size class of Go's allocator (1536 bytes). Larger ones cost more to copy; with smaller ones the
-// pointers to those of a million rows do not fit beside everything else into a processor's cache.
-const bucketWords = 380
-
-// bucket holds the places of the rows whose hashes begin with the same depth bits, each in the first empty slot behind the one that its
-// tag asks for.
+// bucket holds the places of the rows whose hashes begin with the same bits, each in the first empty slot behind the one that its tag asks
+// for. It lies in a piece of memory without pointers: a head, and slots of two words, tag (the first half of the hash) and place (0: empty), or of
+// three, the third one the hint. A bucket that is full becomes larger, and one that is as large as it may be is divided.
 type bucket struct {
-	epoch uint64 // of the hash that may change the bucket in place
-	n     uint32
-	depth uint16
-	width uint16              // of a slot, in words
-	words [bucketWords]uint32 // slots: tag (the first half of the hash), place (0: empty) and, where there are three, hint
+	words []uint32
+	width int // of a slot
 }
 
-func newBucket(epoch uint64, depth uint32, hinted bool) *bucket {
-	b := &bucket{epoch: epoch, depth: uint16(depth), width: 2}
-	if hinted {
-		b.width = 3
-	}
+const (
+	headWords = 4 // epoch of the hash that may change the bucket in place, in halves; depth; number of rows
+	// bucketWords makes a bucket fill a size class of Go's allocator (8 KiB). Larger ones cost a change more, that copies them;
+	// smaller ones are more, and cost a collection of garbage more, that looks at each.
+	bucketWords = 2048
+)
+
+// newBucket makes one that has room for some more rows than it is to get.
+func newBucket(epoch uint64, depth, rows, width int) bucket {
+	b := bucket{make([]uint32, min(bucketWords, headWords+(rows+rows/4+8)*8/7*width)), width}
+	b.words[2] = uint32(depth)
+	b.claim(epoch)
 	return b
 }
 
-func (b *bucket) size() int {
-	if b.width == 3 {
-		return bucketWords / 3
+func (b bucket) epoch() uint64      { return uint64(b.words[0])<<32 | uint64(b.words[1]) }
+func (b bucket) claim(epoch uint64) { b.words[0], b.words[1] = uint32(epoch>>32), uint32(epoch) }
+func (b bucket) depth() int         { return int(b.words[2]) }
+func (b bucket) rows() int          { return int(b.words[3]) }
+
+// size is how many slots there are.
+func (b bucket) size() int {
+	if b.width == 3 { // a division by what is known
+		return (len(b.words) - headWords) / 3
 	}
-	return bucketWords / 2
+	return (len(b.words) - headWords) / 2
 }
 
-func (b *bucket) slot(i int) []uint32 { return b.words[i*int(b.width):][:b.width] }
+// full leaves so many slots empty that a search ends soon.
+func (b bucket) full() int { return b.size() * 7 / 8 }
 
-func (b *bucket) tag(i int) uint32 { return b.words[i*int(b.width)] }
+func (b bucket) slot(i int) []uint32 { return b.words[headWords+i*b.width:][:b.width] }
 
-func (b *bucket) at(i int) place { return place(b.words[i*int(b.width)+1]) }
+func (b bucket) tag(i int) uint32 { return b.words[headWords+i*b.width] }
+
+func (b bucket) at(i int) place { return place(b.words[headWords+i*b.width+1]) }
 
 // hint is the third word of a slot, which means nothing to a hash.
-func (b *bucket) hint(i int) place {
+func (b bucket) hint(i int) place {
 	if b.width < 3 {
 		return 0
 	}
-	return place(b.words[3*i+2])
+	return place(b.words[headWords+3*i+2])
 }
 
 // segmentSize balances what a write after a commit copies: a segment, and the list of the segments.
 const (
-	segmentBits = 8
+	segmentBits = 5
 	segmentSize = 1 << segmentBits
 )
 
+// segment is the words of buckets.
 type segment struct {
 	epoch   uint64
-	buckets *[segmentSize]*bucket
+	buckets *[segmentSize][]uint32
 }
 
-// hash is a copy-on-write hash table of places (extendible hashing): the first depth bits of a hash select the pointer to a bucket, and
+// hash is a copy-on-write hash table of places (extendible hashing): the first depth bits of a hash select the bucket, and
 // a full bucket of fewer bits is divided by its next one. It finds a row of millions with two or three cache misses, where a tree needs
 // ten. It does not shrink. Like a tree it is copied by assignment, and freeze makes the original copy what it changes.
 type hash struct {
 	segments []segment
-	depth    uint32 // segmentBits at least
+	depth    int // segmentBits at least
 	epoch    uint64
 	listed   uint64 // epoch of segments
 	hinted   bool   // slots hold hints
 }
 
-// full leaves so many slots of a bucket empty that a search ends soon.
-func (h *hash) full() int {
-	if h.hinted {
-		return bucketWords / 3 * 7 / 8
-	}
-	return bucketWords / 2 * 7 / 8
-}
-
 // none is the bucket of tables that never held anything.
-var none = bucket{width: 2}
+var none = make([]uint32, headWords+3)
+
+func (h *hash) width() int {
+	if h.hinted {
+		return 3
+	}
+	return 2
+}
 
 // begin makes the first bucket.
 func (h *hash) begin() {
 	h.depth, h.listed = segmentBits, h.epoch
-	h.segments = []segment{{h.epoch, new([segmentSize]*bucket)}}
-	h.point(0, newBucket(h.epoch, 0, h.hinted))
+	h.segments = []segment{{h.epoch, new([segmentSize][]uint32)}}
+	h.point(0, newBucket(h.epoch, 0, 0, h.width()))
 }
 
 func (h *hash) freeze() { h.epoch++ }
@@ -90,20 +100,20 @@ func (h *hash) freeze() { h.epoch++ }
 func tagOf(head uint64) uint32 { return uint32(head >> 32) }
 
 // bucket is the one of a tag.
-func (h *hash) bucket(tag uint32) *bucket {
+func (h *hash) bucket(tag uint32) bucket {
 	if h.segments == nil {
-		return &none
+		return bucket{none, h.width()}
 	}
 	i := tag >> (32 - h.depth)
-	return h.segments[i>>segmentBits].buckets[i%segmentSize]
+	return bucket{h.segments[i>>segmentBits].buckets[i%segmentSize], h.width()}
 }
 
 // point makes b the bucket of all tags that begin like this one.
-func (h *hash) point(tag uint32, b *bucket) {
+func (h *hash) point(tag uint32, b bucket) {
 	if h.listed != h.epoch {
 		h.segments, h.listed = slices.Clone(h.segments), h.epoch
 	}
-	span := uint32(1) << (h.depth - uint32(b.depth))
+	span := uint32(1) << (h.depth - b.depth())
 	first := tag >> (32 - h.depth) &^ (span - 1)
 	for i := first; i < first+span; i++ {
 		s := &h.segments[i>>segmentBits]
@@ -111,26 +121,25 @@ func (h *hash) point(tag uint32, b *bucket) {
 			c := *s.buckets
 			*s = segment{h.epoch, &c}
 		}
-		s.buckets[i%segmentSize] = b
+		s.buckets[i%segmentSize] = b.words
 	}
 }
 
 // own gives the bucket of a tag for changing it.
-func (h *hash) own(tag uint32) *bucket {
+func (h *hash) own(tag uint32) bucket {
 	b := h.bucket(tag)
-	if b.epoch != h.epoch {
-		c := *b
-		c.epoch = h.epoch
-		b = &c
+	if b.epoch() != h.epoch {
+		b.words = slices.Clone(b.words)
+		b.claim(h.epoch)
 		h.point(tag, b)
 	}
 	return b
 }
 
 // home is the slot where the search for a tag begins; its factor mixes those bits that the tags of a bucket do not share.
-func (b *bucket) home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * uint64(b.size()) >> 32) }
+func (b bucket) home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * uint64(b.size()) >> 32) }
 
-func (b *bucket) after(i int) int {
+func (b bucket) after(i int) int {
 	if i++; i < b.size() {
 		return i
 	}
@@ -138,7 +147,7 @@ func (b *bucket) after(i int) int {
 }
 
 // find is the first slot with the tag from slot i on, -1 if there is none.
-func (b *bucket) find(i int, tag uint32) int {
+func (b bucket) find(i int, tag uint32) int {
 	for ; b.at(i) != 0; i = b.after(i) {
 		if b.tag(i) == tag {
 			return i
@@ -148,7 +157,7 @@ func (b *bucket) find(i int, tag uint32) int {
 }
 
 // findPlace is the slot of a place.
-func (b *bucket) findPlace(tag uint32, at place) int {
+func (b bucket) findPlace(tag uint32, at place) int {
 	i := b.home(tag)
 	for ; b.at(i) != at; i = b.after(i) {
 		if b.at(i) == 0 {
@@ -158,12 +167,12 @@ func (b *bucket) findPlace(tag uint32, at place) int {
 	return i
 }
 
-func (b *bucket) add(tag uint32, at, hint place) {
+func (b bucket) add(tag uint32, at, hint place) {
 	i := b.home(tag)
 	for b.at(i) != 0 {
 		i = b.after(i)
 	}
-	b.n++
+	b.words[3]++
 	s := b.slot(i)
 	s[0], s[1] = tag, uint32(at)
 	if len(s) > 2 {
@@ -172,8 +181,8 @@ func (b *bucket) add(tag uint32, at, hint place) {
 }
 
 // remove empties slot i and moves up those behind it that would not be found any more.
-func (b *bucket) remove(i int) {
-	b.n--
+func (b bucket) remove(i int) {
+	b.words[3]--
 	size := b.size()
 	for j := b.after(i); ; j = b.after(j) {
 		if b.at(j) == 0 {
@@ -200,9 +209,8 @@ func (h *hash) set(head uint64, old, at, hint place) {
 		b.slot(b.findPlace(tag, old))[1] = uint32(at)
 		return
 	}
-	for int(b.n) == h.full() {
-		h.split(tag, b)
-		b = h.bucket(tag)
+	for b.rows() == b.full() {
+		b = h.room(tag, b)
 	}
 	b.add(tag, at, hint)
 }
@@ -222,25 +230,44 @@ func (h *hash) delete(head uint64, at place) {
 	b.remove(b.findPlace(tag, at))
 }
 
-// split moves the tags of an owned bucket whose next bit is set to a new one. Hashes are seeded: a bucket of equal tags does not occur.
-func (h *hash) split(tag uint32, b *bucket) {
-	for h.depth == uint32(b.depth) {
+// room makes more room in a full bucket, an owned one, and gives that of the tag then.
+func (h *hash) room(tag uint32, b bucket) bucket {
+	depth := b.depth()
+	if len(b.words) < bucketWords {
+		larger := newBucket(h.epoch, depth, b.rows(), b.width)
+		b.pour(0, larger, larger)
+		h.point(tag, larger)
+		return larger
+	}
+	if h.depth == depth {
 		h.double()
 	}
-	old := *b
-	*b = *newBucket(h.epoch, uint32(old.depth)+1, h.hinted)
-	bit := uint32(1) << (32 - b.depth)
-	other := newBucket(h.epoch, uint32(b.depth), h.hinted)
-	for i := range old.size() {
-		switch tag, at := old.tag(i), old.at(i); {
-		case at == 0:
-		case tag&bit == 0:
-			b.add(tag, at, old.hint(i))
-		default:
-			other.add(tag, at, old.hint(i))
+	// Hashes are seeded: a bucket of equal tags does not occur.
+	bit := uint32(1) << (31 - depth)
+	ones := 0
+	for i := range b.size() {
+		if b.at(i) != 0 && b.tag(i)&bit != 0 {
+			ones++
 		}
 	}
-	h.point(tag|bit, other)
+	zero, one := newBucket(h.epoch, depth+1, b.rows()-ones, b.width), newBucket(h.epoch, depth+1, ones, b.width)
+	b.pour(bit, zero, one)
+	h.point(tag&^bit, zero)
+	h.point(tag|bit, one)
+	return h.bucket(tag)
+}
+
+// pour puts the rows into other buckets, as a bit of their tags says.
+func (b bucket) pour(bit uint32, zero, one bucket) {
+	for i := range b.size() {
+		switch tag, at := b.tag(i), b.at(i); {
+		case at == 0:
+		case tag&bit == 0:
+			zero.add(tag, at, b.hint(i))
+		default:
+			one.add(tag, at, b.hint(i))
+		}
+	}
 }
 
 // double lets one more bit select the pointer.
@@ -248,7 +275,7 @@ func (h *hash) double() {
 	list := make([]segment, 0, 2*len(h.segments))
 	for _, s := range h.segments {
 		for half := range 2 {
-			var buckets [segmentSize]*bucket
+			var buckets [segmentSize][]uint32
 			for i := range buckets {
 				buckets[i] = s.buckets[half*segmentSize/2+i/2]
 			}
@@ -265,7 +292,7 @@ type seedling struct {
 	hint uint32
 }
 
-// sow fills an empty hash with items, whose order it changes. same is called with the places of items that have the same head, hint
+// sow fills an empty hash with items, whose order it changes. same is called with the places of items that have the same tag, hint
 // to have the hints that go into the slots.
 func (h *hash) sow(items []seedling, same func(a, b place), hint func(uint32) place) {
 	if len(items) > 0 {
@@ -274,8 +301,9 @@ func (h *hash) sow(items []seedling, same func(a, b place), hint func(uint32) pl
 	}
 }
 
-func (h *hash) grow(items []seedling, prefix, depth uint32, same func(a, b place), hint func(uint32) place) {
-	if len(items) > h.full()*7/8 { // room for some more before they split
+func (h *hash) grow(items []seedling, prefix uint32, depth int, same func(a, b place), hint func(uint32) place) {
+	width := h.width()
+	if len(items) > bucketWords/width*3/4 { // room for some more before they are divided
 		bit := uint32(1) << (31 - depth)
 		n := 0
 		for i := range items {
@@ -288,12 +316,10 @@ func (h *hash) grow(items []seedling, prefix, depth uint32, same func(a, b place
 		h.grow(items[n:], prefix|bit, depth+1, same, hint)
 		return
 	}
-	b := newBucket(h.epoch, depth, h.hinted)
-	for i, it := range items {
-		for _, other := range items[:i] {
-			if it.head() == other.head() {
-				same(other.at, it.at)
-			}
+	b := newBucket(h.epoch, depth, len(items), width)
+	for _, it := range items {
+		for i := b.find(b.home(it.hi), it.hi); i >= 0; i = b.find(b.after(i), it.hi) {
+			same(b.at(i), it.at)
 		}
 		b.add(it.hi, it.at, hint(it.hint))
 	}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"testing"
@@ -11,7 +12,7 @@ import (
 // TestHashAndTreeAgainstModel draws runs of writes whose heads crowd: buckets fill, divide and hold the same tag many times over, leaves
 // fill and empty, while older versions stay as they were.
 func TestHashAndTreeAgainstModel(t *testing.T) {
-	const rows = 600
+	const rows = 3000
 	c := idsOnly(rows + 1)
 	at := func(i int) place { return place((i + 1) * 8) } // 0 is no place
 	rapid.Check(t, func(rt *rapid.T) {
@@ -26,12 +27,20 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 			x    tree
 			have map[int]bool
 		}
+		var order []int // of the rows in a tree
+		for i := range rows {
+			order = append(order, i)
+		}
+		slices.SortFunc(order, func(a, b int) int {
+			x, y := c.idAt(at(a)), c.idAt(at(b))
+			return cmp.Or(cmp.Compare(head(a), head(b)), compareID(&x, &y))
+		})
 		hinted := rapid.Bool().Draw(rt, "hinted")
 		hint := func(i int) place { return place(7*i + 1) }
 		now := version{h: hash{hinted: hinted}, have: map[int]bool{}}
 		check := func(v *version) {
 			var m model
-			for i := range rows {
+			for _, i := range order {
 				tag, found := tagOf(head(i)), false
 				b := v.h.bucket(tag)
 				for j := b.find(b.home(tag), tag); j >= 0; j = b.find(b.after(j), tag) {
@@ -45,9 +54,7 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 					rt.Fatalf("row %d in the hash: %v, want %v", i, found, v.have[i])
 				}
 				if v.have[i] {
-					p := point{head(i), c.idAt(at(i))}
-					where, _ := m.find(c, p)
-					m = slices.Insert(m, where, newItem(p.head, at(i)))
+					m = append(m, newItem(head(i), at(i)))
 				}
 			}
 			m.equal(t, c, &v.x, point{})
@@ -91,7 +98,7 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 // A hash that does not hold a row of its table is broken: it says so, where searching on would never end.
 func TestAbsentFromHash(t *testing.T) {
 	var h hash
-	full := h.full()
+	full := newBucket(0, 0, 0, 2).full()
 	for at := place(1); at <= place(full); at++ {
 		h.set(uint64(at)<<40, 0, at, 0)
 	}

@@ -3,7 +3,6 @@ package state
 import (
 	"encoding/binary"
 	"slices"
-	"unsafe"
 )
 
 // place is where a row lies in its table's slabs, in steps of slabStep bytes. 0 is no place.
@@ -28,42 +27,36 @@ type point struct {
 
 func headOf(id *ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
 
-// fanout makes a node fill a size class of Go's allocator (768 bytes).
-const fanout = 61
+// leafItems is how many items a leaf holds at most (8 KiB, a size class of Go's allocator). What a collection of garbage costs is above all
+// looking at the leaves, one by one, whatever their size; what a change costs is copying one.
+const leafItems = 682
 
-// node is a leaf (kids nil) or an inner node of a B+ tree. The items of an inner node are lower bounds of its kids, with the ids
-// beside them, for the row that gave a bound may be gone.
+// fanout is how many kids an inner node holds at most.
+const fanout = 32
+
+// node is a leaf (kids nil) or an inner node of a B+ tree, as its parent holds it. The items are a piece of memory without pointers and hardly
+// larger than they need. Those of an inner node are lower bounds of its kids, with the ids beside them, for the row that gave a bound may be gone.
 type node struct {
+	items []item
 	kids  *kids
-	epoch uint64 // of the tree that may change the node in place
-	n     int32
-	items [fanout]item
+	epoch uint64 // of the tree that may change items and kids in place
 }
 
 type kids struct {
-	nodes [fanout]*node
+	nodes [fanout]node
 	ids   [fanout]ID
 }
 
-// leaf is a node as the garbage collector sees it when it has no kids and never will have: without a pointer. Almost all nodes are leaves, and
-// looking for their kids would be half of what a collection does among millions of rows.
-type leaf struct {
-	_     uintptr // kids
-	epoch uint64
-	n     int32
-	items [fanout]item
+func (n *node) full() bool {
+	if n.kids != nil {
+		return len(n.items) == fanout
+	}
+	return len(n.items) == leafItems
 }
-
-// A node and a leaf are alike in memory.
-var _ = [1]struct{}{}[unsafe.Sizeof(node{})-unsafe.Sizeof(leaf{})+unsafe.Offsetof(node{}.items)-unsafe.Offsetof(leaf{}.items)]
-
-func newLeaf(epoch uint64) *node { return (*node)(unsafe.Pointer(&leaf{epoch: epoch})) }
-
-func newInner(epoch uint64) *node { return &node{epoch: epoch, kids: &kids{}} }
 
 // tree is a copy-on-write B+ tree. A copy of it shares all nodes; freeze makes the original copy each of them before changing it.
 type tree struct {
-	root  *node
+	root  node
 	epoch uint64
 	len   int
 }
@@ -97,26 +90,38 @@ func (n *node) search(rows *content, p *point) int {
 	return lo
 }
 
-// near is how far from where it is expected a head is looked for first.
+// near is how far from where it is expected a head is looked for.
 const near = 4
 
-// guess narrows a search. Random ids and hashes are spread evenly, so that a head lies close to where its value says, and a node is searched
-// at the price of two cache lines instead of five.
+// guess narrows a search. Random ids and hashes are spread evenly, so that a head lies close to where its value says. It is looked for there
+// and, should it not be, where its value says within what is left. So a leaf is searched at the price of a few cache lines.
 func (n *node) guess(head uint64) (lo, hi int) {
-	hi = int(n.n)
-	if hi <= 2*near {
-		return 0, hi
-	}
-	first, last := n.items[0].head(), n.items[hi-1].head()
-	if head <= first || head >= last {
-		return 0, hi
-	}
-	at := int(float64(hi-1) * (float64(head-first) / float64(last-first)))
-	if i := at - near; i > 0 && n.items[i].head() < head {
-		lo = i + 1
-	}
-	if i := at + near; i < hi && n.items[i].head() > head {
-		hi = i
+	hi = len(n.items)
+	for range 3 { // what is spread otherwise is left to halving
+		if hi-lo <= 2*near {
+			break
+		}
+		first, last := n.items[lo].head(), n.items[hi-1].head()
+		switch {
+		case head < first:
+			return lo, lo
+		case head > last:
+			return hi, hi
+		case head == first || head == last:
+			return lo, hi
+		}
+		at := lo + int(float64(hi-1-lo)*(float64(head-first)/float64(last-first)))
+		for _, i := range [...]int{at - near, at + near} {
+			if i < lo || i >= hi {
+				continue
+			}
+			switch h := n.items[i].head(); {
+			case h < head:
+				lo = i + 1
+			case h > head:
+				hi = i
+			}
+		}
 	}
 	return lo, hi
 }
@@ -124,56 +129,41 @@ func (n *node) guess(head uint64) (lo, hi int) {
 // kid is the number of the kid that the point belongs to.
 func (n *node) kid(rows *content, p *point) int {
 	i := n.search(rows, p)
-	if i == int(n.n) || i > 0 && n.compare(rows, i, p) > 0 {
+	if i == len(n.items) || i > 0 && n.compare(rows, i, p) > 0 {
 		i--
 	}
 	return i
 }
 
-func (t *tree) owned(n *node) *node {
-	if n.epoch == t.epoch {
-		return n
+// own makes the root, or a kid of an owned node, owned as well.
+func (t *tree) own(n *node) *node {
+	if n.epoch != t.epoch {
+		n.epoch, n.items = t.epoch, slices.Clone(n.items)
+		if n.kids != nil {
+			k := *n.kids
+			n.kids = &k
+		}
 	}
-	c := newLeaf(t.epoch)
-	if n.kids != nil {
-		c = newInner(t.epoch)
-		*c.kids = *n.kids
-	}
-	c.n, c.items = n.n, n.items
-	return c
-}
-
-// own makes kid i of an owned node owned as well.
-func (t *tree) own(n *node, i int) *node {
-	k := t.owned(n.kids.nodes[i])
-	n.kids.nodes[i] = k
-	return k
+	return n
 }
 
 // set puts an item at the point, in the place of the one there.
 func (t *tree) set(rows *content, p *point, at place) {
-	if t.root == nil {
-		t.root = newLeaf(t.epoch)
+	n := t.own(&t.root)
+	if n.full() {
+		*n = node{items: make([]item, 1), kids: &kids{nodes: [fanout]node{*n}}, epoch: t.epoch}
+		t.split(rows, n, 0, p)
 	}
-	t.root = t.owned(t.root)
-	if t.root.n == fanout {
-		top := newInner(t.epoch)
-		top.n = 1
-		top.kids.nodes[0] = t.root
-		t.root = top
-		t.split(rows, top, 0, p)
-	}
-	n := t.root
 	for n.kids != nil { // a node that is passed has room, so that its kid can be split
 		i := n.kid(rows, p)
-		if t.own(n, i).n == fanout {
+		if t.own(&n.kids.nodes[i]).full() {
 			t.split(rows, n, i, p)
 			i = n.kid(rows, p)
 		}
-		n = n.kids.nodes[i]
+		n = &n.kids.nodes[i]
 	}
 	i := n.search(rows, p)
-	if i < int(n.n) && n.compare(rows, i, p) == 0 {
+	if i < len(n.items) && n.compare(rows, i, p) == 0 {
 		n.items[i].at = at
 		return
 	}
@@ -182,104 +172,102 @@ func (t *tree) set(rows *content, p *point, at place) {
 }
 
 func (n *node) insert(i int, it item) {
-	copy(n.items[i+1:], n.items[i:n.n])
-	n.items[i] = it
-	n.n++
+	if len(n.items) == cap(n.items) { // by less than append would: there are many leaves, and most are copied before they grow again
+		n.items = append(make([]item, 0, min(len(n.items)*9/8+8, leafItems)), n.items...)
+	}
+	n.items = slices.Insert(n.items, i, it)
 }
 
 // split divides the full kid i in two; if everything goes to its end, as rows do that come in order, it stays almost full.
 func (t *tree) split(rows *content, n *node, i int, p *point) {
-	left, right, mid := n.kids.nodes[i], newLeaf(t.epoch), fanout/2
-	if left.kids != nil {
-		right = newInner(t.epoch)
+	left, right := &n.kids.nodes[i], node{epoch: t.epoch}
+	mid := len(left.items) / 2
+	if left.compare(rows, len(left.items)-1, p) < 0 {
+		mid = len(left.items) - 1
 	}
-	if left.compare(rows, fanout-1, p) < 0 {
-		mid = fanout - 1
-	}
-	left.n, right.n = int32(mid), int32(copy(right.items[:], left.items[mid:]))
+	right.items, left.items = slices.Clone(left.items[mid:]), slices.Clone(left.items[:mid])
 	var bound ID
 	if left.kids == nil {
 		bound = rows.idAt(right.items[0].at)
 	} else {
+		right.kids = &kids{}
 		copy(right.kids.nodes[:], left.kids.nodes[mid:])
 		copy(right.kids.ids[:], left.kids.ids[mid:])
 		clear(left.kids.nodes[mid:])
 		bound = right.kids.ids[0]
 	}
-	copy(n.kids.nodes[i+2:], n.kids.nodes[i+1:n.n])
-	copy(n.kids.ids[i+2:], n.kids.ids[i+1:n.n])
+	copy(n.kids.nodes[i+2:], n.kids.nodes[i+1:len(n.items)])
+	copy(n.kids.ids[i+2:], n.kids.ids[i+1:len(n.items)])
 	n.kids.nodes[i+1], n.kids.ids[i+1] = right, bound
 	n.insert(i+1, newItem(right.items[0].head(), 0))
 }
 
 // delete takes out the item at the point.
 func (t *tree) delete(rows *content, p *point) {
-	if t.root == nil {
-		return
-	}
-	t.root = t.owned(t.root)
-	n := t.root
+	n := t.own(&t.root)
 	for n.kids != nil {
 		i := n.kid(rows, p)
-		t.own(n, i)
 		if !t.join(n, i) && i > 0 && t.join(n, i-1) {
 			i--
 		}
-		n = n.kids.nodes[i]
+		n = t.own(&n.kids.nodes[i])
 	}
-	if i := n.search(rows, p); i < int(n.n) && n.compare(rows, i, p) == 0 {
-		copy(n.items[i:], n.items[i+1:n.n])
-		n.n--
+	if i := n.search(rows, p); i < len(n.items) && n.compare(rows, i, p) == 0 {
+		n.items = slices.Delete(n.items, i, i+1)
 		t.len--
 	}
-	for t.root.kids != nil && t.root.n == 1 {
+	for t.root.kids != nil && len(t.root.items) == 1 {
 		t.root = t.root.kids.nodes[0]
 	}
 }
 
 // join moves what is in kid i+1 to kid i if both together fill less than three quarters of a node.
 func (t *tree) join(n *node, i int) bool {
-	if i+1 >= int(n.n) || n.kids.nodes[i].n+n.kids.nodes[i+1].n > fanout*3/4 {
+	if i+1 >= len(n.items) {
 		return false
 	}
-	left, right := t.own(n, i), n.kids.nodes[i+1]
-	copy(left.items[left.n:], right.items[:right.n])
+	left, right, most := &n.kids.nodes[i], n.kids.nodes[i+1], leafItems
 	if left.kids != nil {
-		copy(left.kids.nodes[left.n:], right.kids.nodes[:right.n])
-		copy(left.kids.ids[left.n:], right.kids.ids[:right.n])
+		most = fanout
 	}
-	left.n += right.n
-	copy(n.items[i+1:], n.items[i+2:n.n])
-	copy(n.kids.nodes[i+1:], n.kids.nodes[i+2:n.n])
-	copy(n.kids.ids[i+1:], n.kids.ids[i+2:n.n])
-	n.n--
-	n.kids.nodes[n.n] = nil
+	if len(left.items)+len(right.items) > most*3/4 {
+		return false
+	}
+	t.own(left)
+	if left.kids != nil {
+		copy(left.kids.nodes[len(left.items):], right.kids.nodes[:len(right.items)])
+		copy(left.kids.ids[len(left.items):], right.kids.ids[:len(right.items)])
+	}
+	left.items = slices.Concat(left.items, right.items)
+	copy(n.kids.nodes[i+1:], n.kids.nodes[i+2:len(n.items)])
+	copy(n.kids.ids[i+1:], n.kids.ids[i+2:len(n.items)])
+	n.items = slices.Delete(n.items, i+1, i+2)
+	n.kids.nodes[len(n.items)] = node{}
 	return true
 }
 
 // packed is how full plant makes nodes: room for some more items before they split.
-const packed = fanout * 7 / 8
+func packed(n int) int { return n * 7 / 8 }
 
 // plant makes a tree of items that are in order.
 func plant(rows *content, items []item) tree {
 	t := tree{len: len(items)}
-	var level []*node
+	var level []node
 	var ids []ID // the lower bounds of level
-	for chunk := range slices.Chunk(items, packed) {
-		n := newLeaf(0)
-		n.n = int32(copy(n.items[:], chunk))
-		level = append(level, n)
+	for chunk := range slices.Chunk(items, packed(leafItems)) {
+		level = append(level, node{items: slices.Clone(chunk)})
 		ids = append(ids, rows.idAt(chunk[0].at))
 	}
 	for len(level) > 1 {
-		var up []*node
+		var up []node
 		var upIDs []ID
-		for i := 0; i < len(level); i += packed {
-			n := newInner(0)
-			n.n = int32(copy(n.kids.nodes[:packed], level[i:]))
-			copy(n.kids.ids[:packed], ids[i:])
-			for j := range n.kids.nodes[:n.n] {
-				n.items[j] = newItem(level[i+j].items[0].head(), 0)
+		for i := 0; i < len(level); i += packed(fanout) {
+			end := min(i+packed(fanout), len(level))
+			n := node{kids: &kids{}}
+			copy(n.kids.nodes[:], level[i:end])
+			copy(n.kids.ids[:], ids[i:end])
+			for _, kid := range level[i:end] {
+				n.items = append(n.items, newItem(kid.items[0].head(), 0))
 			}
 			up, upIDs = append(up, n), append(upIDs, ids[i])
 		}
@@ -299,22 +287,18 @@ type cursor struct {
 
 type step struct {
 	n *node
-	i int32 // the next one
+	i int // the next one
 }
 
 // seek goes to the first item at the point or behind it.
 func (t *tree) seek(rows *content, p *point) (c cursor) {
-	if t.root == nil {
-		c.top = -1
-		return c
-	}
-	n := t.root
+	n := &t.root
 	for ; n.kids != nil; c.top++ {
 		i := n.kid(rows, p)
-		c.path[c.top] = step{n, int32(i) + 1}
-		n = n.kids.nodes[i]
+		c.path[c.top] = step{n, i + 1}
+		n = &n.kids.nodes[i]
 	}
-	c.path[c.top] = step{n, int32(n.search(rows, p))}
+	c.path[c.top] = step{n, n.search(rows, p)}
 	return c
 }
 
@@ -323,7 +307,7 @@ func (c *cursor) next() *item {
 	for c.top >= 0 {
 		s := &c.path[c.top]
 		switch i := s.i; {
-		case i == s.n.n:
+		case i == len(s.n.items):
 			c.top--
 		case s.n.kids == nil:
 			s.i++
@@ -331,7 +315,7 @@ func (c *cursor) next() *item {
 		default:
 			s.i++
 			c.top++
-			c.path[c.top] = step{n: s.n.kids.nodes[i]}
+			c.path[c.top] = step{n: &s.n.kids.nodes[i]}
 		}
 	}
 	return nil

@@ -50,7 +50,7 @@ func (m model) equal(t *testing.T, c *content, x *tree, from point) {
 }
 
 func TestTree(t *testing.T) {
-	const rows = 20_000
+	const rows = 40_000
 	c := idsOnly(rows)
 	heads := map[string]func(i int) uint64{
 		"even":     func(i int) uint64 { return uint64(i+1) * 0xbf58476d1ce4e5b9 },
@@ -97,7 +97,7 @@ func TestTree(t *testing.T) {
 					old = append(old, version{x, slices.Clone(m)})
 					x.freeze()
 				}
-				if step%500 == 0 {
+				if step%2500 == 0 {
 					m.equal(t, c, &x, p)
 				}
 			}
