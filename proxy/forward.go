@@ -185,7 +185,7 @@ func (h *Handler) refuseAmbiguous(x *exchange.Exchange, r *run) error {
 	r.query.Path = other
 	t, ok := r.snap.Find(&r.query)
 	r.query.Path = path
-	if !ok || t.Route != r.target.Route {
+	if !ok || t.Route() != r.target.Route() {
 		return errAmbiguous
 	}
 	if _, ok := x.OtherReading(x.Upstream.Path); !ok {
@@ -243,7 +243,7 @@ func (r *run) scheme(x *exchange.Exchange) string {
 
 // checkProtocol is what Kong does about a route's protocols after the match.
 func (h *Handler) checkProtocol(x *exchange.Exchange, r *run) error {
-	if r.target.Route.Plain {
+	if r.target.Plain {
 		return nil
 	}
 	var http, https, grpc, grpcs bool

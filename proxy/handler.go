@@ -241,17 +241,17 @@ func (h *Handler) dispatch(x *exchange.Exchange, r *run) (err error) {
 // routed puts the match into the exchange, where plugins may read and change it.
 func (h *Handler) routed(x *exchange.Exchange, r *run) {
 	t := &r.target
-	x.Route = t.Route.Entity
+	x.Route = t.Entity
 	path := x.Request.Path
 	x.Captures = t.AppendCaptures(x.Captures[:0], path)
-	if t.Route.StripPath {
+	if t.StripPath {
 		r.prefix = t.Prefix(path)
 	}
 	if s := t.Service; s != nil {
 		x.Service = s.Entity
 		x.Upstream = s.Upstream
-		x.Upstream.Path = x.Keep(router.AppendUpstreamPath(x.Scratch(), s.Upstream.Path, t.Route.StripPath, r.prefix, path))
-		if t.Route.PreserveHost {
+		x.Upstream.Path = x.Keep(router.AppendUpstreamPath(x.Scratch(), s.Upstream.Path, t.StripPath, r.prefix, path))
+		if t.PreserveHost {
 			x.Upstream.HostHeader = x.Request.Host
 		}
 	}

@@ -77,7 +77,7 @@ func (t *tracer) Trace(in rest.TraceQuery) (rest.Trace, error) {
 // follow says where the winner leads.
 func (t *tracer) follow(out *rest.Trace, target dataplane.Target, q router.Query) {
 	note := func(format string, args ...any) { out.Notes = append(out.Notes, fmt.Sprintf(format, args...)) }
-	e := target.Route.Entity
+	e := target.Entity
 	switch protocols := e.Protocols; {
 	case slices.Contains(protocols, "grpc") || slices.Contains(protocols, "grpcs"):
 		note("the route takes gRPC over HTTP/2; anything else is answered 415 or 426")

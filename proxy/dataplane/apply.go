@@ -25,7 +25,7 @@ type built struct {
 	services   map[string]*serviceState
 	plugins    map[state.ID]*pluginState
 	reuse      map[state.ID]*pluginState // after restart: instances that may still fit
-	routeVec   vectorEdit[routeSlot]
+	routeVec   vectorEdit[*Chain]
 	serviceVec vectorEdit[serviceSlot]
 
 	// Steps without a consumer by their scope; those with route and service are under the route.
@@ -54,9 +54,9 @@ type compiled struct {
 
 func compileRoute(e *entity.Route) (c compiled, err error) {
 	if subsystemsOf(e.Protocols)[forStreams] {
-		c.stream, err = router.CompileStream(e, 0)
+		c.stream, err = router.CompileStream(e)
 	} else {
-		c.http, err = router.Compile(e, 0)
+		c.http, err = router.Compile(e)
 	}
 	return c, err
 }
@@ -69,13 +69,18 @@ func (c compiled) subsystem() subsystem {
 }
 
 func (b *built) addRoute(r *routeState) {
+	service := uint32(0)
+	if s := b.services[r.service]; s != nil {
+		service = s.slot + 1 // as long as the service is there: with it go its routes
+	}
 	if s := r.compiled.stream; s != nil {
-		s.Slot = r.slot
+		s.Slot, s.Service = r.slot, service
 		b.streams.Add(s)
 		return
 	}
-	r.compiled.http.Slot = r.slot
-	b.edit.Add(r.compiled.http)
+	h := r.compiled.http
+	h.Slot, h.Service = r.slot, service
+	b.edit.Add(h)
 }
 
 func (b *built) removeRoute(r *routeState) {
@@ -121,7 +126,7 @@ func (b *built) restart() {
 
 func (b *built) snapshot(index uint64) *Snapshot {
 	return &Snapshot{
-		Index: index, router: b.edit.Router(), streams: b.streams.Streams(), routes: b.routeVec.publish(), services: b.serviceVec.publish(),
+		Index: index, router: b.edit.Router(), streams: b.streams.Streams(), chains: b.routeVec.publish(), services: b.serviceVec.publish(),
 		global: b.global, consumers: b.consumers.Copy(), groups: b.groups.Copy(), rules: b.rules,
 	}
 }
@@ -444,10 +449,7 @@ func (b *built) rechain(d *dirty) {
 		if r == nil {
 			continue
 		}
-		var slot routeSlot
-		if s := b.services[r.service]; s != nil {
-			slot.service = s.slot + 1
-		}
+		var chain *Chain
 		var own []*Step
 		for _, s := range b.byRoute[id] {
 			if s.applies(id, r.service) {
@@ -455,8 +457,8 @@ func (b *built) rechain(d *dirty) {
 			}
 		}
 		if len(own) > 0 {
-			slot.chain = newChain(r.compiled.subsystem(), own, b.byService[r.service], b.globals)
+			chain = newChain(r.compiled.subsystem(), own, b.byService[r.service], b.globals)
 		}
-		b.routeVec.set(r.slot, slot)
+		b.routeVec.set(r.slot, chain)
 	}
 }

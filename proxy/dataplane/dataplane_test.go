@@ -78,7 +78,7 @@ func find(s *dataplane.Snapshot, path string) string {
 	if t.Service != nil {
 		svc = t.Service.Entity.Name
 	}
-	return t.Route.Entity.Name + " " + svc + " " + chain(t.Chain.Steps)
+	return t.Entity.Name + " " + svc + " " + chain(t.Chain.Steps)
 }
 
 func chain(steps []*dataplane.Step) string {
@@ -478,8 +478,8 @@ func describe(s *dataplane.Snapshot, path string) string {
 	if t.Service != nil {
 		svc = t.Service.Entity.ID
 	}
-	mine := dataplane.Choose(nil, t.Chain.Steps, own(s, "u"), t.Route.Entity.ID, svc, nil)
-	return fmt.Sprint(t.Route.Entity.Name, svc, ids(t.Chain.Steps), ids(mine), ids(s.Global().Steps))
+	mine := dataplane.Choose(nil, t.Chain.Steps, own(s, "u"), t.Entity.ID, svc, nil)
+	return fmt.Sprint(t.Entity.Name, svc, ids(t.Chain.Steps), ids(mine), ids(s.Global().Steps))
 }
 
 // A change of one route among very many costs what the change is worth.

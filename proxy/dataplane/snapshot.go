@@ -24,7 +24,7 @@ type Snapshot struct {
 
 	router    *router.Router
 	streams   *router.Streams
-	routes    vector[routeSlot]
+	chains    vector[*Chain] // of routes; nil: that of the service
 	services  vector[serviceSlot]
 	global    [subsystems]*Chain
 	consumers *btree.Map[string, *identity] // by consumer id: those who have plugins of their own or are in a group
@@ -32,11 +32,6 @@ type Snapshot struct {
 	rules     *ClientRules
 
 	pins [pinShards]pinCount
-}
-
-type routeSlot struct {
-	service uint32 // slot of the service plus one, 0: none
-	chain   *Chain // nil: that of the service
 }
 
 type serviceSlot struct {
@@ -73,7 +68,7 @@ func (s *Snapshot) Find(q *router.Query) (Target, bool) {
 		return Target{}, false
 	}
 	t := Target{Match: m}
-	t.Service, t.Chain = s.follow(m.Slot, forHTTP)
+	t.Service, t.Chain = s.follow(m.Slot, m.Service, forHTTP)
 	return t, true
 }
 
@@ -95,24 +90,23 @@ func (s *Snapshot) FindStream(q *router.StreamQuery) (StreamTarget, bool) {
 	if t.Route == nil {
 		return t, false
 	}
-	t.Service, t.Chain = s.follow(t.Route.Slot, forStreams)
+	t.Service, t.Chain = s.follow(t.Route.Slot, t.Route.Service, forStreams)
 	return t, true
 }
 
-// follow is the service of a route and its plugins.
-func (s *Snapshot) follow(route uint32, sub subsystem) (*Service, *Chain) {
+// follow is the service of a route and its plugins, by the numbers of the route and of the service, the latter plus one or 0 if there is none.
+func (s *Snapshot) follow(route, number uint32, sub subsystem) (*Service, *Chain) {
 	var service *Service
 	chain := s.global[sub]
-	r := s.routes.at(route)
-	if r.service > 0 {
-		svc := s.services.at(r.service - 1)
+	if number > 0 {
+		svc := s.services.at(number - 1)
 		service = svc.service
 		if c := svc.chains[sub]; c != nil {
 			chain = c
 		}
 	}
-	if r.chain != nil {
-		chain = r.chain
+	if c := s.chains.at(route); c != nil {
+		chain = c
 	}
 	return service, chain
 }

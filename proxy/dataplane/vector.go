@@ -3,13 +3,18 @@ package dataplane
 // pageSize balances what one change copies (a page) against the directory, which is copied too.
 const pageSize = 128
 
-// vector is a persistent array: versions share pages.
-type vector[T any] struct{ pages []*[pageSize]T }
+// vector is a persistent array: versions share pages. Where nothing but zeros was ever set there is no page.
+type vector[T comparable] struct{ pages []*[pageSize]T }
 
-func (v vector[T]) at(i uint32) T { return v.pages[i/pageSize][i%pageSize] }
+func (v vector[T]) at(i uint32) (x T) {
+	if p := i / pageSize; p < uint32(len(v.pages)) && v.pages[p] != nil {
+		x = v.pages[p][i%pageSize]
+	}
+	return x
+}
 
 // vectorEdit makes the next version of a vector and hands out its free slots.
-type vectorEdit[T any] struct {
+type vectorEdit[T comparable] struct {
 	v     vector[T]
 	fresh map[uint32]bool // pages made since the last publish; nil: the directory is shared
 	free  []uint32
@@ -33,18 +38,23 @@ func (e *vectorEdit[T]) release(i uint32) {
 }
 
 func (e *vectorEdit[T]) set(i uint32, x T) {
+	if x == e.v.at(i) {
+		return
+	}
 	if e.fresh == nil {
 		e.v.pages = append([]*[pageSize]T(nil), e.v.pages...)
 		e.fresh = map[uint32]bool{}
 	}
 	p := i / pageSize
 	for uint32(len(e.v.pages)) <= p {
-		e.fresh[uint32(len(e.v.pages))] = true
-		e.v.pages = append(e.v.pages, new([pageSize]T))
+		e.v.pages = append(e.v.pages, nil)
 	}
 	if !e.fresh[p] {
-		c := *e.v.pages[p]
-		e.v.pages[p] = &c
+		c := new([pageSize]T)
+		if old := e.v.pages[p]; old != nil {
+			*c = *old
+		}
+		e.v.pages[p] = c
 		e.fresh[p] = true
 	}
 	e.v.pages[p][i%pageSize] = x

@@ -5,21 +5,21 @@ import (
 	"strings"
 )
 
-// Prefix is the part of path that the route's path matched; "" for a route without paths.
+// Prefix is the part of path, the query's, that the route's path matched; "" for a route without paths.
 func (m Match) Prefix(path string) string {
-	if m.entry.re != nil {
-		return m.entry.re.FindString(path)
+	if !m.certain && m.re != nil {
+		return m.re.FindString(path)
 	}
-	return m.entry.prefix
+	return path[:m.matched]
 }
 
 // AppendCaptures appends the regex captures of path to dst, alternating name and value: every group under its number,
 // named groups under their name too.
 func (m Match) AppendCaptures(dst []string, path string) []string {
-	if m.plain {
+	if m.certain {
 		return dst
 	}
-	re := m.entry.re
+	re := m.re
 	if re == nil || re.NumSubexp() == 0 {
 		return dst
 	}

@@ -141,7 +141,7 @@ func TestIndexEqualsLinearAndIncrementalEqualsFull(t *testing.T) {
 				edit.Remove(live[k])
 				live = slices.Delete(slices.Clone(live), k, k+1)
 			} else {
-				c, err := Compile(drawRoute(t, i), uint32(i))
+				c, err := Compile(drawRoute(t, i))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -166,7 +166,7 @@ func TestIndexEqualsLinearAndIncrementalEqualsFull(t *testing.T) {
 				q := drawQuery(t)
 				id, path := linear(lives[v], q)
 				m, ok := versions[v].Find(q)
-				if ok != (id != "") || ok && (m.Route.Entity.ID != id || m.entry.path != path) {
+				if ok != (id != "") || ok && (m.Entity.ID != id || m.entry.path != path) {
 					t.Fatalf("%+v: indexed %+v %t, linear %s %s", q, m.entry, ok, id, path)
 				}
 				verdicts := versions[v].Explain(q, 100)
@@ -261,7 +261,7 @@ func BenchmarkFind(b *testing.B) {
 func BenchmarkChangeOneOf100000(b *testing.B) {
 	rs := manyRoutes(100_000)
 	r := build(b, rs...)
-	one, err := Compile(rt("one", hosts("host5000.example.com"), paths("/api/v3/resource5")), 0)
+	one, err := Compile(rt("one", hosts("host5000.example.com"), paths("/api/v3/resource5")))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -28,18 +28,22 @@ const (
 	subRegexPath    = 1
 )
 
-// Route is a compiled route. It is immutable; Slot is a number of the caller's.
+// Route is a compiled route. It is immutable once it is in a router; Slot and Service are numbers of the caller's.
 type Route struct {
-	Entity *entity.Route
-	Slot   uint32
-	Plain  bool // of its protocols http is one, and grpc and grpcs are not: any request that matches may come
-
-	StripPath, PreserveHost bool // the entity's
+	Entity        *entity.Route
+	Slot, Service uint32
+	Traits
 
 	hosts   []hostPattern
 	headers []headerRule
 	snis    []hostPattern
 	entries []*entry
+}
+
+// Traits of a route that each of its requests asks for.
+type Traits struct {
+	StripPath, PreserveHost bool // the entity's
+	Plain                   bool // of its protocols http is one, and grpc and grpcs are not: any request that matches may come
 }
 
 // headerRule is satisfied when any value of the header equals one of values, or matches re. Both ignore case.
@@ -62,8 +66,8 @@ type entry struct {
 }
 
 // Compile prepares a route for the router. The error names the field that cannot be used.
-func Compile(r *entity.Route, slot uint32) (*Route, error) {
-	c := &Route{Entity: r, Slot: slot, StripPath: r.StripPath, PreserveHost: r.PreserveHost}
+func Compile(r *entity.Route) (*Route, error) {
+	c := &Route{Entity: r, Traits: Traits{StripPath: r.StripPath, PreserveHost: r.PreserveHost}}
 	c.Plain = slices.Contains(r.Protocols, "http") && !slices.Contains(r.Protocols, "grpc") && !slices.Contains(r.Protocols, "grpcs")
 	kinds, weight, sub := uint32(0), uint32(0), uint32(0)
 	use := func(w uint32) { kinds++; weight += w }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"concord/fsm/entity"
 	"concord/proxy/exchange"
 )
 
@@ -23,13 +24,14 @@ type Query struct {
 	SNI    string
 }
 
-// Match is the winning route and the path that made it win.
+// Match is the winning route with the path that made it win.
 type Match struct {
-	Route *Route
-	Slot  uint32 // the route's
-	entry *entry
-	plain bool // the entry has no regex
+	candidate
+	matched int // bytes of the path that the index compared
 }
+
+// Route is what was put in. Most requests do without: what they need of it is in the Match.
+func (m Match) Route() *Route { return m.entry.route }
 
 // Router is an immutable set of routes.
 type Router struct {
@@ -57,12 +59,19 @@ type leaf struct {
 	only    [1]candidate // where entries begins its life, and mostly ends it
 }
 
-// candidate is an entry with what a look-up needs of it and of its route, which it would have to wait for one after the other.
+// candidate is an entry with what a request needs of it and of its route. A leaf with one is a cache line, so that a request among many
+// routes waits for it alone, and not for entry and route as well, one after the other.
 type candidate struct {
 	*entry
-	to      *Route
-	slot    uint32
+	Entity        *entity.Route
+	Slot, Service uint32
+	Traits
 	certain bool // entry.indexed
+}
+
+func (e *entry) candidate() candidate {
+	r := e.route
+	return candidate{e, r.Entity, r.Slot, r.Service, r.Traits, e.indexed}
 }
 
 // Len is the number of routes' paths held.
@@ -76,12 +85,12 @@ func (r *Router) Find(q *Query) (Match, bool) {
 	if s.best.entry == nil {
 		return Match{}, false
 	}
-	return Match{Route: s.best.to, Slot: s.best.slot, entry: s.best.entry, plain: s.best.certain}, true
+	return s.best, true
 }
 
 type search struct {
 	q    *Query
-	best candidate
+	best Match
 }
 
 func (s *search) hosts(r *Router) {
@@ -142,14 +151,14 @@ func (s *search) host(h *hostPaths, port string) {
 
 func (s *search) paths(t *node[leaf]) {
 	w := walk[leaf]{t, s.q.Path}
-	for l, _ := w.next(); l != nil; l, _ = w.next() {
+	for l, more := w.next(); l != nil; l, more = w.next() {
 		for i := range l.entries {
 			c := &l.entries[i]
 			if s.best.entry != nil && c.compare(s.best.entry) >= 0 {
 				break
 			}
 			if c.certain || c.matchRest(s.q) {
-				s.best = *c
+				s.best = Match{*c, len(s.q.Path) - more}
 				break
 			}
 		}
@@ -172,7 +181,7 @@ func (e *Edit) Router() *Router {
 	return &r
 }
 
-// Add puts in a route, whose Slot stays what it is; the same Route must not be added twice.
+// Add puts in a route, which stays what it is; the same Route must not be added twice.
 func (e *Edit) Add(rt *Route) { e.apply(rt, leafAdd, 1) }
 
 // Remove takes out a route added before, by the same pointer.
@@ -236,7 +245,7 @@ func (l *leaf) owned(o *owner) *leaf {
 func leafAdd(l *leaf, o *owner, e *entry) *leaf {
 	l = l.owned(o)
 	i, _ := slices.BinarySearchFunc(l.entries, e, func(c candidate, e *entry) int { return c.compare(e) })
-	l.entries = slices.Insert(l.entries, i, candidate{e, e.route, e.route.Slot, e.indexed})
+	l.entries = slices.Insert(l.entries, i, e.candidate())
 	return l
 }
 

@@ -3,6 +3,7 @@ package router
 import (
 	"fmt"
 	"testing"
+	"unsafe"
 
 	"concord/fsm/entity"
 	"concord/proxy/exchange"
@@ -34,11 +35,20 @@ func header(name string, v ...string) opt {
 	}
 }
 
+// TestSizes: what a look-up waits for are cache lines.
+func TestSizes(t *testing.T) {
+	for name, size := range map[string]uintptr{"node": unsafe.Sizeof(node[leaf]{}), "leaf": unsafe.Sizeof(leaf{})} {
+		if size > 64 {
+			t.Errorf("a %s has %d bytes", name, size)
+		}
+	}
+}
+
 func build(t testing.TB, routes ...*entity.Route) *Router {
 	t.Helper()
 	e := new(Router).Edit()
-	for i, r := range routes {
-		c, err := Compile(r, uint32(i))
+	for _, r := range routes {
+		c, err := Compile(r)
 		if err != nil {
 			t.Fatalf("route %s: %v", r.ID, err)
 		}
@@ -136,7 +146,7 @@ func TestFind(t *testing.T) {
 			m, ok := build(t, c.routes...).Find(c.q)
 			got := ""
 			if ok {
-				got = m.Route.Entity.ID
+				got = m.Entity.ID
 			}
 			if got != c.want {
 				t.Errorf("winner %q, want %q", got, c.want)
@@ -153,7 +163,7 @@ func TestHostCaseInAllSizes(t *testing.T) {
 			rs = append(rs, rt(fmt.Sprint(i), hosts(fmt.Sprintf("h%d.example.com", i))))
 		}
 		m, ok := build(t, rs...).Find(req("H0.EXAMPLE.com.:99", "/"))
-		if !ok || m.Route.Entity.ID != "0" {
+		if !ok || m.Entity.ID != "0" {
 			t.Errorf("%d routes: not found", n)
 		}
 	}
@@ -171,7 +181,7 @@ func TestCompileErrors(t *testing.T) {
 		{"header regex", rt("x", header("a", "~*(")), "headers.a: invalid regex \"~*(\": error parsing regexp: missing closing ): `(?i)(`"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := Compile(c.r, 0)
+			_, err := Compile(c.r)
 			if err == nil || err.Error() != c.want {
 				t.Errorf("got %v\nwant %s", err, c.want)
 			}

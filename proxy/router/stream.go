@@ -47,11 +47,11 @@ type StreamQuery struct {
 	Destination netip.AddrPort // where it connected to, likewise
 }
 
-// StreamRoute is a compiled stream route. It is immutable; Slot is a number of the caller's.
+// StreamRoute is a compiled stream route. It is immutable once it is in a router; Slot and Service are numbers of the caller's.
 type StreamRoute struct {
-	Entity    *entity.Route
-	Slot      uint32
-	Protocols Protocols
+	Entity        *entity.Route
+	Slot, Service uint32
+	Protocols     Protocols
 
 	sources, destinations []address
 	rank                  uint16 // see Kong's stream_get_priority: SNI or both ends, then the sources, then the destinations
@@ -85,8 +85,8 @@ const (
 )
 
 // CompileStream prepares a stream route for the router. The error names the field that cannot be used.
-func CompileStream(r *entity.Route, slot uint32) (*StreamRoute, error) {
-	c := &StreamRoute{Entity: r, Slot: slot, Protocols: StreamProtocols(r.Protocols)}
+func CompileStream(r *entity.Route) (*StreamRoute, error) {
+	c := &StreamRoute{Entity: r, Protocols: StreamProtocols(r.Protocols)}
 	var err error
 	var sourceBits, destinationBits uint16
 	if c.sources, sourceBits, err = compileAddresses(r.Sources); err != nil {

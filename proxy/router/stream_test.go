@@ -42,7 +42,7 @@ func streamRoute(t testing.TB, id, text string, created float64) *StreamRoute {
 			}
 		}
 	}
-	c, err := CompileStream(r, 0)
+	c, err := CompileStream(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestStreamPrecedence(t *testing.T) {
 }
 
 func TestStreamIPv6(t *testing.T) {
-	r, err := CompileStream(&entity.Route{ID: "r", Protocols: []string{"tcp"}, Sources: []entity.IPPort{{IP: "2001:db8::/32"}, {IP: "::ffff:10.0.0.0/104"}}}, 0)
+	r, err := CompileStream(&entity.Route{ID: "r", Protocols: []string{"tcp"}, Sources: []entity.IPPort{{IP: "2001:db8::/32"}, {IP: "::ffff:10.0.0.0/104"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestStreamIPv6(t *testing.T) {
 			t.Errorf("%s: %v, want %v", from, got, want)
 		}
 	}
-	if _, err := CompileStream(&entity.Route{Destinations: []entity.IPPort{{IP: "nonsense"}}}, 0); err == nil || !strings.HasPrefix(err.Error(), "destinations: ") {
+	if _, err := CompileStream(&entity.Route{Destinations: []entity.IPPort{{IP: "nonsense"}}}); err == nil || !strings.HasPrefix(err.Error(), "destinations: ") {
 		t.Errorf("error %v", err)
 	}
 }
