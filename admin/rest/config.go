@@ -55,7 +55,7 @@ func flag(c *call, name string) bool {
 
 // load makes the configuration what the document says.
 func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
-	pace := &service.Pace{}
+	pace := a.o.Service.NewPace()
 	tree, err := readConfig(c.w, c.r, pace)
 	if err != nil {
 		return answer{}, err

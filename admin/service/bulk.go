@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,9 +28,6 @@ const (
 	entrySize = 512 << 10
 	pieceSize = 64 << 10
 )
-
-// pieceRest is the longest pause after a piece. Where a step takes longer than that, it waits for disks and not for processors.
-const pieceRest = 6 * time.Millisecond
 
 // bulkTimeout bounds one Apply, retries included.
 const bulkTimeout = 3 * time.Minute
@@ -74,21 +72,19 @@ type Bulk struct {
 	DryRun     bool  // write nothing
 	Diff       bool  // answer with Changes
 	Show       bool  // answer with Rows
-	Pace       *Pace // of the work on it so far; nil: it begins here
+	Pace       *Pace // of the work on it so far; nil: it begins with Apply
 }
 
 // Pack takes the bodies of the rows out of their maps. As maps hundred thousand bodies are a million things in memory, which the
 // collector would visit again and again while they are compared; packed they are a few hundred.
 func (b *Bulk) Pack() error {
-	if b.Pace == nil {
-		b.Pace = &Pace{}
-	}
+	pace := cmp.Or(b.Pace, &Pace{})
 	var kept blocks
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
 	for i := range b.Rows {
-		b.Pace.Rest()
+		pace.Rest()
 		text.Reset()
 		if err := enc.Encode(b.Rows[i].Body); err != nil {
 			return fmt.Errorf("pack a row: %w", err)
@@ -151,7 +147,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 	defer cancel()
 	var last error
 	if b.Pace == nil {
-		b.Pace = &Pace{}
+		b.Pace = s.NewPace()
 	}
 	for range attempts {
 		index, err := s.o.Log.ReadIndex(ctx)
@@ -178,7 +174,7 @@ func (s *Service) Apply(ctx context.Context, b Bulk) (BulkResult, error) {
 				return BulkResult{}, err
 			}
 		}
-		r, err := s.append(ctx, pieces, max(1, p.level))
+		r, err := s.append(ctx, pieces, max(1, p.level), b.Pace)
 		if err != nil {
 			return BulkResult{}, unavailable(ctx, err)
 		}
@@ -215,7 +211,7 @@ func (t *turn) end() {
 }
 
 // append has the leader append the pieces: one as it is, more so that one more entry makes them visible. level is what the puts need.
-func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint32) (response, error) {
+func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint32, pace *Pace) (response, error) {
 	if len(pieces) == 1 {
 		return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Txn{Puts: pieces[0]}})
 	}
@@ -232,8 +228,8 @@ func (s *Service) append(ctx context.Context, pieces [][]command.Put, level uint
 			s.forget(ctx, id)
 			return r, err
 		}
-		clear(piece)                                    // a retry plans anew
-		time.Sleep(min(2*time.Since(begun), pieceRest)) // all nodes have worked on it
+		clear(piece) // a retry plans anew
+		pace.RestAfter(time.Since(begun))
 	}
 	return s.step(ctx, command.Command{Level: level, RequestID: uuid.New(), Op: command.Commit{ID: id, Pieces: uint32(len(pieces))}})
 }

@@ -40,7 +40,7 @@ func TestGroupsNeedLevel(t *testing.T) {
 	if _, err := s.Apply(ctx, bulk); err != nil {
 		t.Fatal(err)
 	}
-	bulk.Rows = append(bulk.Rows, large(3000)...)
+	bulk.Rows = append(bulk.Rows, large(enough)...)
 	for i := range bulk.Rows[3:] {
 		if r := &bulk.Rows[3+i]; r.Parent >= 0 {
 			r.Parent += 3
@@ -212,7 +212,7 @@ func TestFewRowsDoNotWait(t *testing.T) {
 	var end sync.WaitGroup
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.Apply(t.Context(), service.Bulk{Merge: true, Rows: large(3000)})
+		_, err := s.Apply(t.Context(), service.Bulk{Merge: true, Rows: large(enough)})
 		done <- err
 	}()
 	<-begun

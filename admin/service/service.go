@@ -49,6 +49,8 @@ type Options struct {
 	// Published returns once the local data plane serves index. nil: at once.
 	Published func(ctx context.Context, index uint64) error
 	Logger    *slog.Logger
+	// Busy tells whether the node proxies requests now, which large changes are not to delay. nil: it never does.
+	Busy func() bool
 
 	// RequireToken demands an admin token of programs on this machine too. Until there is one, they may make the first.
 	RequireToken bool

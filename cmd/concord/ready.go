@@ -48,13 +48,3 @@ func (n *node) awaitReady() {
 		time.Sleep(readyPatience)
 	}
 }
-
-// yield leaves two thirds of the time that a large entry takes to the requests of a node that serves. Before the node is ready, nothing
-// matters more than the log.
-func (n *node) yield() {
-	if n.upToDate.Load() == nil || time.Since(n.yielded) < 500*time.Microsecond {
-		return
-	}
-	time.Sleep(time.Millisecond)
-	n.yielded = time.Now()
-}

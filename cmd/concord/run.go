@@ -74,7 +74,7 @@ type node struct {
 	limits   *ratelimit.Local // the counts of rate-limiting
 	orders   *acme.Orders
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
-	yielded  time.Time              // of the goroutine that applies the log
+	bustle   bustle
 	front    front
 
 	adminConns, statusConns *handOver
@@ -262,8 +262,9 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys, Yield: n.yield})
+	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys, Yield: (&turns{busy: n.busy}).yield})
 	n.machine = machine
+	n.bustle = bustle{requests: n.front.requests.Load, inUse: func() bool { return n.compiler.Holder().InUse() || n.compiler.Stats().Retired > 0 }}
 	n.cluster, err = cluster.Open(context.Background(), cluster.Options{
 		Prefix: n.s.Prefix, Name: n.s.NodeName, Listen: n.s.ClusterListen, Advertise: n.s.ClusterAdvertise, GossipListen: n.s.GossipListen,
 		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, HoldLevel: n.from != nil, Log: n.log,
@@ -282,7 +283,7 @@ func (n *node) start() error {
 	policy.StaleTTL, policy.ErrorTTL, policy.NotFoundTTL = orElse(policy.StaleTTL, -1), orElse(policy.ErrorTTL, -1), orElse(policy.NotFoundTTL, -1)
 	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log, Resolver: names, DNS: policy})
 	n.compiler = dataplane.New(dataplane.Options{
-		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client,
+		Store: machine.Store(), Plugins: plugins, Log: n.log, Pools: n.balancer, Roots: roots, ClientCertificate: client, Yield: (&turns{busy: n.busy}).yield,
 		Env: plugin.Env{Store: machine.Store(), Log: n.log, NodeID: n.cluster.ID, Hostname: hostname, Keep: &n.keep, Roots: roots},
 	})
 	n.cluster.HandleServed(n.compiler.Holder().PublishedIndex)
@@ -426,7 +427,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		described = append(described, rest.Plugin{Name: p.Info.Name, Version: p.Info.Version, Priority: p.Info.Priority, Schema: schemas[p.Info.Name]})
 	}
 	svc := service.New(service.Options{
-		Log: n.cluster, Machine: machine, DryBuild: n.compiler.DryBuild, Published: n.compiler.Holder().Wait, Logger: n.log, RequireToken: n.s.AdminRequireToken,
+		Log: n.cluster, Machine: machine, DryBuild: n.compiler.DryBuild, Published: n.compiler.Holder().Wait, Logger: n.log, Busy: n.busy, RequireToken: n.s.AdminRequireToken,
 		Plugins: func(name string) (*schema.Schema, bool) { s, ok := schemas[name]; return s, ok },
 	})
 	n.keep.service.Store(svc)

@@ -137,6 +137,7 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 	d := &dirty{routes: map[string]bool{}, routeChains: map[string]bool{}, serviceChains: map[string]bool{}, global: p.reset}
 	if p.reset {
 		for row := range c.tables.plugins.All(v) {
+			c.yield()
 			c.applyPlugin(v, row.ID, d)
 		}
 		for _, old := range b.reuse {
@@ -144,6 +145,7 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 		}
 		b.reuse = nil
 		for row := range c.tables.services.All(v) {
+			c.yield()
 			c.applyService(v, row.ID, d)
 		}
 		for row := range c.tables.routes.All(v) {
@@ -154,9 +156,11 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 		}
 	} else {
 		for id := range p.plugins {
+			c.yield()
 			c.applyPlugin(v, id, d)
 		}
 		for id := range p.services {
+			c.yield()
 			c.applyService(v, id, d)
 		}
 		for id := range p.routes {
@@ -164,6 +168,7 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 		}
 	}
 	for id := range d.routes {
+		c.yield()
 		c.applyRoute(v, id)
 		d.routeChains[id] = true
 	}
@@ -173,13 +178,14 @@ func (c *Compiler) apply(p *pending) []plugin.Closer {
 		}
 	}
 	for id := range p.members {
+		c.yield()
 		b.identify(id, func(i *identity) { i.groups = c.groupsOf(v, id) })
 	}
-	b.rechain(d)
+	b.rechain(d, c.yield)
 	return d.closers
 }
 
-// applyUpstreams gives the balancer what became of upstreams, before the snapshot that may need it is published.
+// applyUpstreams gives the balancer what became of upstreams, just before the snapshot that may need it is published.
 func (c *Compiler) applyUpstreams(p *pending) {
 	if c.pools == nil || !p.reset && p.upstreams == nil {
 		return
@@ -191,6 +197,7 @@ func (c *Compiler) applyUpstreams(p *pending) {
 	}
 	changes := make([]balancer.Change, 0, len(p.upstreams))
 	for key := range p.upstreams {
+		c.yield()
 		ch := balancer.Change{ID: key}
 		if id, err := state.ParseID(key); err == nil {
 			if row, ok := c.tables.upstreams.Get(p.view, id); ok {
@@ -419,7 +426,7 @@ func (c *Compiler) routeState(v *state.View, key string, old *routeState) *route
 }
 
 // rechain derives the chains that depend on what changed, and only those.
-func (b *built) rechain(d *dirty) {
+func (b *built) rechain(d *dirty, yield func()) {
 	if d.global {
 		b.global = [subsystems]*Chain{newChain(forHTTP, b.globals), newChain(forStreams, b.globals)}
 		for id := range b.byService {
@@ -434,6 +441,7 @@ func (b *built) rechain(d *dirty) {
 		}
 	}
 	for id := range d.serviceChains {
+		yield()
 		s := b.services[id]
 		if s == nil {
 			continue
@@ -445,6 +453,7 @@ func (b *built) rechain(d *dirty) {
 		b.serviceVec.set(s.slot, slot)
 	}
 	for id := range d.routeChains {
+		yield()
 		r := b.routes[id]
 		if r == nil {
 			continue

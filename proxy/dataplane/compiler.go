@@ -31,6 +31,8 @@ type Options struct {
 	Roots *x509.CertPool
 	// ClientCertificate is shown to upstreams that ask for one when neither service nor upstream name another; may be nil.
 	ClientCertificate *tls.Certificate
+	// Yield is called now and then while much is compiled, so that requests get their share of the processors. nil: never.
+	Yield func()
 }
 
 // Stats are counters since the start. Durations are of the compilation, without waiting.
@@ -51,6 +53,7 @@ type Compiler struct {
 	log    *slog.Logger
 	holder *Holder
 	pools  *balancer.Set
+	yield  func()
 
 	tables tables
 	cancel func()
@@ -133,7 +136,7 @@ func New(o Options) *Compiler {
 	}
 	c := &Compiler{
 		store: o.Store, env: o.Env, log: o.Log, known: map[string]plugin.Plugin{}, broken: map[string]string{},
-		holder: &Holder{more: make(chan struct{})}, pools: o.Pools, roots: o.Roots, clientCertificate: o.ClientCertificate,
+		holder: &Holder{more: make(chan struct{})}, pools: o.Pools, yield: o.Yield, roots: o.Roots, clientCertificate: o.ClientCertificate,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		tables: tables{
 			services: state.TableOf[entity.Service](o.Store), serviceNo: number(o.Store, "services"),
@@ -156,6 +159,9 @@ func New(o Options) *Compiler {
 	}}
 	for _, p := range o.Plugins {
 		c.known[p.Info.Name] = p
+	}
+	if c.yield == nil {
+		c.yield = func() {}
 	}
 	c.cancel = o.Store.Subscribe(c.changed)
 	c.mu.Lock()
@@ -293,9 +299,9 @@ func (c *Compiler) compile() {
 		return
 	}
 	c.applyCertificates(&p)
-	c.applyUpstreams(&p)
 	c.applyTickets(&p)
 	if !p.reset && p.services == nil && p.routes == nil && p.plugins == nil && p.members == nil && p.groups == nil {
+		c.applyUpstreams(&p)
 		c.holder.publish(nil, p.view.Index()) // credentials, consumers, tokens: read from the store when needed
 		return
 	}
@@ -306,6 +312,7 @@ func (c *Compiler) compile() {
 	closers := c.apply(&p)
 	c.applyRules(p.view)
 	c.applySources()
+	c.applyUpstreams(&p)
 	old := c.holder.Load()
 	c.holder.publish(c.built.snapshot(p.view.Index()), p.view.Index())
 	d := time.Since(start)

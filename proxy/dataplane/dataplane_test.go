@@ -522,3 +522,32 @@ func BenchmarkChangeOneRouteOf100000(b *testing.B) {
 	end := c.Stats()
 	b.ReportMetric(float64((end.Total-start.Total).Microseconds())/float64(end.Compilations-start.Compilations), "µs/compile")
 }
+
+// A large change leaves the processors to the requests again and again, which find what was there before until all of it is compiled.
+func TestYield(t *testing.T) {
+	const many = 300
+	db := fx.New(t)
+	db.Put(fx.Service("s", "h", 80), fx.Route("old", "s", "/old"))
+	var calls, partly atomic.Int64
+	var holder atomic.Pointer[dataplane.Holder]
+	c := dataplane.New(dataplane.Options{Store: db.Store, Log: quiet(), Yield: func() {
+		calls.Add(1)
+		if h := holder.Load(); h != nil && h.Load().Routes() != 1 {
+			partly.Add(1)
+		}
+	}})
+	t.Cleanup(func() { c.Close(context.Background()) })
+	calls.Store(0)
+	holder.Store(c.Holder())
+	var rows []any
+	for i := range many {
+		rows = append(rows, fx.Route(fmt.Sprint("r", i), "s", fmt.Sprint("/r/", i)))
+	}
+	s := wait(t, c, db.Put(rows...))
+	if got := s.Routes(); got != many+1 {
+		t.Errorf("%d routes are served", got)
+	}
+	if calls.Load() < many || partly.Load() > 0 {
+		t.Errorf("yielded %d times while %d routes were compiled; %d times some of them were served", calls.Load(), many, partly.Load())
+	}
+}

@@ -32,6 +32,9 @@ func (h *Holder) Pin(shard uint64) *Snapshot {
 	}
 }
 
+// InUse tells whether exchanges are under way with the current snapshot.
+func (h *Holder) InUse() bool { return h.current.Load().pinned() }
+
 // PublishedIndex is the log index up to which requests see every change.
 func (h *Holder) PublishedIndex() uint64 { return h.published.Load() }
 

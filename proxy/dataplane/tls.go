@@ -195,6 +195,7 @@ func (c *Compiler) applyCertificates(p *pending) {
 		}
 	}
 	for id := range p.certificates {
+		c.yield()
 		key := id.String()
 		row, ok := c.tables.certificates.Get(p.view, id)
 		old := t.pairs[key]
