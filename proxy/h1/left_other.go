@@ -8,3 +8,7 @@ import "net"
 func peerEnded(net.Conn) bool { return false }
 
 func atEnd(net.Conn) bool { return false }
+
+func unsent(net.Conn) int { return 0 }
+
+func setUnsent(net.Conn, int) {}

@@ -180,6 +180,8 @@ func appendContentLength(b []byte, n int64) []byte {
 func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 	w := c.w
 	var sent int64
+	bulk, limit := false, 0
+	defer func() { c.endBulk(limit) }()
 	for c.err == nil {
 		if len(w.out) > 0 && !exchange.Ready(r.Body) {
 			if c.flush(); c.err != nil {
@@ -192,6 +194,9 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 			err = errTooLong
 		} else if len(p) > 0 {
 			c.emit(p, chunked)
+			if !bulk && sent >= bulkFrom {
+				bulk, limit = true, c.beginBulk()
+			}
 		}
 		if err == io.EOF {
 			if sent < length {

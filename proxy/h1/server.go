@@ -46,6 +46,7 @@ type Server struct {
 	works    sync.Pool
 	draining atomic.Bool
 	serial   atomic.Uint64
+	bulk     atomic.Int64 // responses of which the kernel takes as much as it can
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}

@@ -241,6 +241,7 @@ func (s Spec) Listen(ctx context.Context, from *Inherited) (net.Listener, error)
 	ln, err := from.listener(s.network(), s.Address)
 	if ln == nil && err == nil {
 		c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return s.options(raw, s.ReusePort) }}
+		c.SetMultipathTCP(false) // its listening sockets pass few of their options on to those they accept
 		ln, err = c.Listen(ctx, s.network(), s.Address)
 	} else if err == nil {
 		err = controlled(ln, func(raw syscall.RawConn) error { return s.options(raw, false) }) // the port is bound already
@@ -260,7 +261,12 @@ func (s Spec) Listen(ctx context.Context, from *Inherited) (net.Listener, error)
 	return ln, nil
 }
 
-// options sets the socket's options before it listens.
+// unsent is how many bytes the kernel takes for a client before it can send them. Its own bound is tcp_wmem, megabytes for each connection: a
+// thousand clients that read slowly would exhaust tcp_mem, and with it every connection of the machine. It is enough to keep the network busy while
+// the gateway fetches the next piece: what is on its way does not count.
+const unsent = 128 << 10
+
+// options sets the socket's options before it listens. The accepted ones inherit them.
 func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
 	return control(raw, func(fd int) error {
 		if reusePort {
@@ -271,6 +277,7 @@ func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
 		if s.UDP {
 			return nil
 		}
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent) // what has no such option works as before
 		deferred := 0
 		if s.Deferred {
 			deferred = 1 // second
