@@ -62,7 +62,7 @@ func TestWatchExactlyOnce(t *testing.T) {
 	second := service.New(service.Options{Log: struct{ service.Log }{other}, Machine: other.machine})
 	log.HandleForward(func(context.Context, []byte) ([]byte, error) { return nil, cluster.ErrNotLeader }) // the test writes entries itself
 
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -137,7 +137,7 @@ func TestWatchExactlyOnce(t *testing.T) {
 // collect watches until the state that is reached at index and returns what happened.
 func collect(t *testing.T, s *service.Service, ctx context.Context, o service.WatchOptions, index uint64) (all []service.Batch) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	o.Heartbeat = 10 * time.Millisecond
 	err := s.Watch(ctx, o, func(b service.Batch) error {

@@ -73,7 +73,7 @@ zmodload zsh/zpty
 zpty -b z zsh -f -i
 read_until() {
 	local got= line i
-	for ((i = 0; i < 300; i++)); do
+	for ((i = 0; i < 1200; i++)); do
 		while zpty -r -t z line; do got+=$line; done
 		[[ $got == *$1* ]] && break
 		sleep 0.05

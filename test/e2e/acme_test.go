@@ -27,7 +27,8 @@ import (
 // acmeServer is Let's Encrypt's test server. It validates http-01 at a port of this host, whatever the name.
 type acmeServer struct {
 	url, pem string
-	orders   atomic.Int64 // accepted
+	orders   atomic.Int64  // accepted
+	open     chan struct{} // orders wait until it is closed
 }
 
 func startACME(t *testing.T, httpPort int) *acmeServer {
@@ -48,9 +49,12 @@ func startACME(t *testing.T, httpPort int) *acmeServer {
 	store := db.NewMemoryStore()
 	issuer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {}})
 	front := wfe.New(quiet, store, va.New(quiet, httpPort, 0, false, ln.Addr().String(), store), issuer, nil, false, false, 1, 1)
-	s := &acmeServer{}
+	s := &acmeServer{open: make(chan struct{})}
 	pages := front.Handler()
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/order-plz" {
+			<-s.open
+		}
 		rec := httptest.NewRecorder()
 		pages.ServeHTTP(rec, r)
 		if r.URL.Path == "/order-plz" && rec.Code == 201 {
@@ -105,6 +109,7 @@ func TestACME(t *testing.T) {
 		})
 	}
 	clients.Wait()
+	close(server.open)
 	deadline := time.Now().Add(60 * time.Second)
 	for _, n := range c.Nodes {
 		for name(n, "a.shop.example") != "a.shop.example" {
@@ -179,6 +184,7 @@ func TestACMEOperator(t *testing.T) {
 	t.Parallel()
 	port := harness.FreePort(t)
 	server := startACME(t, port)
+	close(server.open)
 	n := harness.NewNode(t, "solo", "CONCORD_LUA_SSL_TRUSTED_CERTIFICATE="+server.pem)
 	n.Env = append(n.Env, "HTTP_PROXY=http://"+n.Proxy, "NO_PROXY=127.0.0.1") // so that names need no resolver
 	n.Start()

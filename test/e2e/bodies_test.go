@@ -44,13 +44,21 @@ func digest(r io.Reader) string {
 type bodyUpstream struct {
 	*httptest.Server
 	next chan string   // the events of /events
+	came chan struct{} // somebody is at /poll or /sum
 	left chan struct{} // somebody has left
 }
 
 func startBodyUpstream(t *testing.T) *bodyUpstream {
-	u := &bodyUpstream{next: make(chan string), left: make(chan struct{}, 8)}
+	u := &bodyUpstream{next: make(chan string), came: make(chan struct{}, 1), left: make(chan struct{}, 8)}
+	arrive := func() {
+		select {
+		case u.came <- struct{}{}:
+		default:
+		}
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
+		arrive()
 		sum := digest(r.Body)
 		if !strings.HasSuffix(sum, "<nil>") {
 			select {
@@ -86,6 +94,7 @@ func startBodyUpstream(t *testing.T) *bodyUpstream {
 		}
 	})
 	mux.HandleFunc("/poll", func(w http.ResponseWriter, r *http.Request) {
+		arrive()
 		select {
 		case e := <-u.next:
 			fmt.Fprint(w, e)
@@ -267,7 +276,10 @@ func TestStreaming(t *testing.T) {
 				ctx, cancel = context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				req, _ = http.NewRequestWithContext(ctx, "GET", v.url+path+"/poll", nil)
-				time.AfterFunc(100*time.Millisecond, cancel)
+				go func() {
+					<-u.came
+					cancel()
+				}()
 				if r, err := c.Do(req); err == nil {
 					t.Errorf("%s: %d before anything was sent", path, r.StatusCode)
 				}
@@ -277,6 +289,7 @@ func TestStreaming(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				<-u.came
 				if b, err := io.ReadAll(r.Body); string(b) != "news" || err != nil {
 					t.Errorf("%s: %q %v", path, b, err)
 				}
@@ -290,7 +303,7 @@ func TestStreaming(t *testing.T) {
 			t.Fatal(err)
 		}
 		fmt.Fprint(c, "POST /buffered/sum HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
-		time.Sleep(100 * time.Millisecond)
+		<-u.came
 		c.Close()
 		u.waitLeft(t, "body")
 	})
@@ -300,7 +313,7 @@ func (u *bodyUpstream) waitLeft(t *testing.T, what string) {
 	t.Helper()
 	select {
 	case <-u.left:
-	case <-time.After(15 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatalf("%s: the upstream still serves a client that has left", what)
 	}
 }

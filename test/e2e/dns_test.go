@@ -103,7 +103,7 @@ func TestNames(t *testing.T) {
 	await := func(path string, status int, body string) {
 		t.Helper()
 		var a harness.Answer
-		for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 			if a = n.Get(path, "X-Min-Config-Index", last.Index()); a.Status == status && strings.Contains(a.Body, body) {
 				return
 			}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"google.golang.org/grpc"
 	pb "google.golang.org/grpc/interop/grpc_testing"
@@ -25,8 +26,12 @@ import (
 	"concord/test/harness"
 )
 
+func newHTTP3() *http3.Transport {
+	return &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, QUICConfig: &quic.Config{HandshakeIdleTimeout: 30 * time.Second, MaxIdleTimeout: 60 * time.Second}}
+}
+
 func overHTTP3(t *testing.T) *http3.Transport {
-	tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	tr := newHTTP3()
 	t.Cleanup(func() { _ = tr.Close() })
 	return tr
 }
@@ -89,7 +94,7 @@ func TestHTTP3(t *testing.T) {
 		t.Errorf("no route: %d %s", a.Status, a.Body)
 	}
 	var b []byte
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(string(b), `"POST /h/x?q=1 HTTP/3.0" 200`); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(string(b), `"POST /h/x?q=1 HTTP/3.0" 200`); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("access log: %s", b)
 		}
@@ -137,7 +142,7 @@ func TestHTTP3Upgrade(t *testing.T) {
 			for k := 0; ctx.Err() == nil; k++ {
 				tr := client
 				if i%2 == 0 { // a new connection each
-					tr = &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+					tr = newHTTP3()
 				}
 				r, _ := http.NewRequest("GET", url, nil)
 				res, err := tr.RoundTrip(r)
@@ -158,7 +163,7 @@ func TestHTTP3Upgrade(t *testing.T) {
 	for range 2 {
 		before := ok.Load()
 		mustUpgrade(t, n)
-		for end := time.Now().Add(20 * time.Second); ok.Load() < before+50 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(60 * time.Second); ok.Load() < before+50 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		}
 	}
 	_, _ = io.WriteString(out, strings.Repeat("0123456789", 50000))

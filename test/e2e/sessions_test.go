@@ -28,7 +28,7 @@ func TestSessionsAcrossNodes(t *testing.T) {
 		resumed := func(n *harness.Node) bool {
 			t.Helper()
 			tr := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
-			r, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Get("https://" + n.ProxyTLS + "/")
+			r, err := (&http.Client{Transport: tr, Timeout: 30 * time.Second}).Get("https://" + n.ProxyTLS + "/")
 			if err != nil {
 				t.Fatal(err)
 			}

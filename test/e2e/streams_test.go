@@ -32,7 +32,7 @@ func TestStreams(t *testing.T) {
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 	create("/upstreams", "name", "echo", "healthchecks.passive.type", "tcp", "healthchecks.passive.unhealthy.tcp_failures", "1")
-	one := streamBackend(t, func(c net.Conn) { echoUntilEnd(c, "one ") })
+	one := streamBackendAt(t, at(harness.FreePort(t)), func(c net.Conn) { echoUntilEnd(c, "one ") }) // a port that nobody gets when it is closed
 	two := streamBackend(t, func(c net.Conn) { echoUntilEnd(c, "two ") })
 	create("/upstreams/echo/targets", "target", one.Addr().String())
 	create("/upstreams/echo/targets", "target", two.Addr().String())
@@ -180,7 +180,11 @@ func TestStreams(t *testing.T) {
 
 // streamBackend handles every connection with f.
 func streamBackend(t *testing.T, f func(net.Conn)) net.Listener {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return streamBackendAt(t, "127.0.0.1:0", f)
+}
+
+func streamBackendAt(t *testing.T, addr string, f func(net.Conn)) net.Listener {
+	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -246,27 +246,37 @@ func TestUpgradeUnderLoad(t *testing.T) {
 // TestUpgradeFails: whatever is wrong with the new program, the old process goes on, and nothing is lost.
 func TestUpgradeFails(t *testing.T) {
 	t.Parallel()
-	n := harness.NewNode(t, "solo", "CONCORD_UPGRADE_TIMEOUT=2")
-	n.Start()
-	n.Form("POST", "/services", "name", "up", "url", slowUpstream(t))
-	n.Form("POST", "/services/up/routes", "paths[]", "/up")
-	pid := nodePid(t, n)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
 	dir, concord := t.TempDir(), harness.Bin(t, "concord")
-	for i, c := range []struct{ name, script, want string }{
+	upgradeFails(t, dir, "2", attempt{"one that does nothing", "exec sleep 60", "not checked in time"})
+	upgradeFails(t, dir, "60", []attempt{
 		{"no such program", "", "no such file"},
 		{"another program", "exit 3", "exit status 3"},
-		{"one that does nothing", "exec sleep 60", "not checked in time"},
 		{"settings that are wrong", `CONCORD_LOG_LEVEL=loud exec ` + concord + ` "$@"`, "log_level"},
 		{"an address that is taken", `CONCORD_STATUS_LISTEN=` + taken.Addr().String() + ` exec ` + concord + ` "$@"`, "already in use"},
 		{"another prefix", `CONCORD_PREFIX=` + dir + `/other exec ` + concord + ` "$@"`, "prefix is now"},
 		{"a peer port that is taken, found after the old process has let go", `CONCORD_CLUSTER_LISTEN=` + taken.Addr().String() + ` exec ` + concord + ` "$@"`, "address already in use"},
-	} {
-		program := filepath.Join(dir, fmt.Sprint("program", i))
+	}...)
+}
+
+// attempt is a program and what is said of it.
+type attempt struct{ name, script, want string }
+
+// upgradeFails starts a node that waits so many seconds for the new program, and gives it such that are no good.
+func upgradeFails(t *testing.T, dir, timeout string, attempts ...attempt) {
+	t.Helper()
+	n := harness.NewNode(t, "solo"+timeout, "CONCORD_UPGRADE_TIMEOUT="+timeout)
+	n.Start()
+	n.Form("POST", "/services", "name", "up", "url", slowUpstream(t))
+	last := n.Form("POST", "/services/up/routes", "paths[]", "/up")
+	n.Get("/up", "X-Min-Config-Index", last.Index())
+	pid := nodePid(t, n)
+	for i, c := range attempts {
+		program := filepath.Join(dir, fmt.Sprint("program", timeout, i))
 		if c.script != "" {
 			if err := os.WriteFile(program, []byte("#!/bin/sh\n"+c.script+"\n"), 0o700); err != nil {
 				t.Fatal(err)
@@ -300,7 +310,10 @@ func TestUpgradeFails(t *testing.T) {
 			}
 		}
 	}
-	n.WaitReady(5 * time.Second)
+	n.WaitReady(30 * time.Second)
+	if timeout == "2" {
+		return // a busy machine may need longer even for a good one
+	}
 	mustUpgrade(t, n) // and a good one still works
 	if a := n.Get("/up"); a.Status != 200 {
 		t.Errorf("%d", a.Status)
@@ -318,9 +331,10 @@ func TestUpgradeKeepsConnections(t *testing.T) {
 	defer systemd.Close()
 	n := harness.NewNode(t, "solo", "NOTIFY_SOCKET="+name)
 	n.Start()
-	release := make(chan struct{})
+	arrived, release := make(chan struct{}), make(chan struct{})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
+			close(arrived)
 			<-release
 			io.WriteString(w, "late")
 			return
@@ -335,7 +349,8 @@ func TestUpgradeKeepsConnections(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	n.Form("POST", "/services", "name", "up", "url", s.URL)
-	n.Form("POST", "/services/up/routes", "paths[]", "/up")
+	last := n.Form("POST", "/services/up/routes", "paths[]", "/up")
+	n.Get("/nowhere", "X-Min-Config-Index", last.Index())
 	open := func() (net.Conn, *bufio.Reader) {
 		c, err := net.Dial("tcp", n.Proxy)
 		if err != nil {
@@ -362,7 +377,13 @@ func TestUpgradeKeepsConnections(t *testing.T) {
 	running, rr := open()
 	io.WriteString(running, "GET /up HTTP/1.1\r\nHost: h\r\n\r\n")
 	silent, sr := open() // says nothing until the program has changed
-	time.Sleep(50 * time.Millisecond)
+	<-arrived
+	later, lr := open() // who is served has been accepted, and so have all who came before
+	io.WriteString(later, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n")
+	if res, err := http.ReadResponse(lr, nil); err != nil || res.StatusCode != 404 {
+		t.Fatalf("%v %v", res, err)
+	}
+	later.Close()
 	old := nodePid(t, n)
 	mustUpgrade(t, n)
 	ping("after")

@@ -141,7 +141,7 @@ func (b *balanced) health(n *harness.Node, s *backend) string {
 // await fails the test unless every node comes to think so of a backend; between looks it calls do.
 func (b *balanced) await(s *backend, want string, do func()) {
 	b.t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for _, n := range b.Nodes {
 		for b.health(n, s) != want {
 			if time.Now().After(deadline) {
@@ -208,7 +208,7 @@ func TestPassiveHealth(t *testing.T) {
 				t.Errorf("%s: %s after it was set healthy", n.Name, got)
 			}
 		}
-		deadline := time.Now().Add(15 * time.Second) // at first it gets less than its share
+		deadline := time.Now().Add(60 * time.Second) // at first it gets less than its share
 		for lost.served.Load() == before {
 			if time.Now().After(deadline) {
 				t.Fatal("no request for the target that is back")
@@ -250,7 +250,7 @@ func TestActiveHealth(t *testing.T) {
 		}
 		lost.start()
 		b.await(lost, "HEALTHY", pause)
-		deadline := time.Now().Add(15 * time.Second)
+		deadline := time.Now().Add(60 * time.Second)
 		for lost.served.Load() == 0 {
 			if time.Now().After(deadline) {
 				t.Fatal("no request for the target that is back")

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,7 +31,11 @@ var (
 	buildOnce sync.Once
 	buildDir  string
 	errBuild  error
-	ports     sync.Map // given out by FreeAddr
+	ports     struct { // given out by FreeAddr
+		sync.Mutex
+		blocks     []net.Listener // that were taken
+		base, left int            // of the last one
+	}
 )
 
 // Bin returns the path of a program of the project ("concord", "gwctl"), built once per test process. CONCORD_BIN_DIR
@@ -73,14 +78,19 @@ func FreePort(t testing.TB) int {
 	return int(netip.MustParseAddrPort(addr).Port())
 }
 
-// FreeAddr returns a loopback address that was free for TCP and UDP a moment ago, below the kernel's ephemeral range so that no outgoing
-// connection takes it before the node does (a node must come back on the same port after a restart).
+// FreeAddr returns a loopback address that is free for TCP and UDP and is given to nobody else, below the kernel's ephemeral range so that no
+// outgoing connection takes it before the node does (a node must come back on the same port after a restart).
 func FreeAddr() (string, error) {
-	for range 200 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 15000+rand.IntN(17000))
-		if _, taken := ports.LoadOrStore(addr, true); taken {
-			continue // given to another node of this process that may not listen yet
+	ports.Lock()
+	defer ports.Unlock()
+	for range 2000 {
+		if ports.left == 0 {
+			if err := reserve(); err != nil {
+				return "", err
+			}
 		}
+		ports.left--
+		addr := fmt.Sprintf("127.0.0.1:%d", ports.base+ports.left)
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue
@@ -94,6 +104,31 @@ func FreeAddr() (string, error) {
 		return addr, nil
 	}
 	return "", errors.New("no free port on 127.0.0.1")
+}
+
+// block is how many ports a process of tests takes at a time. Others see which by a socket with a name that lasts as long as the process.
+const block = 50
+
+// reserve takes the next block of ports. The lock of ports is held.
+func reserve() error {
+	high := 32768
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		if n, err := strconv.Atoi(strings.Fields(string(b))[0]); err == nil && n > 6000 {
+			high = min(n, high)
+		}
+	}
+	low := max(high-17000, 3000)
+	for range 1000 {
+		base := low + rand.IntN((high-low)/block)*block
+		l, err := net.Listen("unix", fmt.Sprintf("@concord-test-ports-%d", base))
+		if err != nil {
+			continue // somebody else's
+		}
+		ports.blocks = append(ports.blocks, l)
+		ports.base, ports.left = base, block
+		return nil
+	}
+	return errors.New("all ports for tests are taken")
 }
 
 // Refused returns a loopback address where connections are refused until the test ends: a socket has the port and does not listen. A port that
