@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha1" //nolint:gosec // what UUIDs of version 5 are made with (RFC 9562, 5.5)
 	"fmt"
 	"maps"
 	"slices"
@@ -31,6 +32,7 @@ type bulkPlan struct {
 	keys    map[string]map[string]int   // by table and unique key: the wanted row that has it
 	named   map[string]map[string]int   // by table and alternative key as written, also of rows that are refused
 	refs    []schema.Field              // of the table whose turn it is, to others
+	space   uuid.UUID                   // and that of its names
 	alike   map[string]map[string][]state.ID
 	removed map[string]map[state.ID]bool // by table: what goes with Bulk.Removals; true: named there
 	errs    map[int]schema.Errors
@@ -127,6 +129,7 @@ func (p *bulkPlan) entity(ctx context.Context, t state.AnyTable, rows []int) err
 	named := make(map[string]int, len(rows))
 	p.named[t.Name()] = named
 	p.refs = t.Def().Schema.ForeignFields()
+	p.space = uuid.NewSHA1(kongNamespace, []byte(t.Name()))
 	for _, i := range rows {
 		p.pace.Rest()
 		body := p.b.Rows[i].Record()
@@ -434,15 +437,22 @@ func (p *bulkPlan) prepare(t state.AnyTable, i int, body schema.Record) (rec sch
 
 // fresh is the id of a new row: Kong's for a row with a name, so that all who load a file make the same, else any.
 func (p *bulkPlan) fresh(t state.AnyTable, rec schema.Record) state.ID {
-	sch := t.Def().Schema
-	if name, _ := rec[sch.EndpointKey].(string); name != "" {
-		id := state.ID(uuid.NewSHA1(uuid.NewSHA1(kongNamespace, []byte(sch.Name)), []byte(name)))
+	if name, _ := rec[t.Def().Schema.EndpointKey].(string); name != "" {
+		id := state.ID(named(p.space, name))
 		_, wanted := p.claimed[t.Name()][id]
 		if _, stored := t.Get(p.view, id); !wanted && !stored {
 			return id
 		}
 	}
 	return state.ID(uuid.New())
+}
+
+// named is uuid.NewSHA1 in one piece of memory.
+func named(space uuid.UUID, name string) uuid.UUID {
+	sum := sha1.Sum(append(append(make([]byte, 0, 128), space[:]...), name...)) //nolint:gosec // as above
+	id := uuid.UUID(sum[:16])
+	id[6], id[8] = id[6]&0x0f|5<<4, id[8]&0x3f|0x80 // version and variant
+	return id
 }
 
 // kongNamespace is the one from which Kong derives the ids of entities in declarative files.

@@ -18,6 +18,14 @@ func Decode(data []byte) (Record, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("invalid JSON: not UTF-8")
 	}
+	if rec, ok := plainRecord(data); ok {
+		return rec, nil
+	}
+	return decodeAny(data)
+}
+
+// decodeAny is Decode for any JSON.
+func decodeAny(data []byte) (Record, error) {
 	if err := checkDepth(data); err != nil {
 		return nil, err
 	}
@@ -83,6 +91,14 @@ func checkDepth(data []byte) error {
 
 // Encode renders a record as canonical JSON: keys sorted, no white space, nothing escaped that JSON does not demand.
 func Encode(rec Record) ([]byte, error) {
+	if text, ok := appendPlain(make([]byte, 0, 256), rec, 0); ok {
+		return text, nil
+	}
+	return encodeAny(rec)
+}
+
+// encodeAny is Encode for any record.
+func encodeAny(rec Record) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
