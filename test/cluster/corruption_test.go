@@ -76,7 +76,7 @@ func TestCorruption(t *testing.T) {
 		}
 		ready := make(chan bool, 1)
 		go func() {
-			deadline := time.Now().Add(20 * time.Second)
+			deadline := time.Now().Add(60 * time.Second)
 			for n.Running() && time.Now().Before(deadline) {
 				if a, err := harness.Do("GET", "http://"+n.Status+"/status/ready", "", ""); err == nil && a.Status == 200 {
 					ready <- true

@@ -210,6 +210,6 @@ var framingScenes = map[string]func(*testing.T, *target){
 		if after := rss(t, g.Node); after > before+64 {
 			t.Errorf("from %d to %d MiB", before, after)
 		}
-		g.up.take()
+		g.up.settle()
 	},
 }

@@ -167,8 +167,7 @@ var http2Scenes = map[string]func(*testing.T, *target){
 			if v.ok != (got == "200") || !v.ok && got != "reset PROTOCOL_ERROR" && got != "400" {
 				t.Errorf("%s: %s", name, got)
 			}
-			time.Sleep(30 * time.Millisecond) // the end of a request that is given up
-			bytes, seen := g.up.take()
+			bytes, seen := g.up.settle()
 			for _, s := range seen {
 				if whole := name == "something for nothing" && s == "POST /h2" && !strings.Contains(bytes, "GET /admin"); s != "POST /h2 cut" && !v.ok && !whole {
 					t.Errorf("%s: the upstream took %q for a whole request: %q", name, s, bytes)
@@ -240,8 +239,7 @@ var http2Scenes = map[string]func(*testing.T, *target){
 			if a := g.Get("/after"); a.Status != 200 {
 				t.Errorf("%s: others get %d", name, a.Status)
 			}
-			time.Sleep(20 * time.Millisecond)
-			if _, seen := g.up.take(); len(seen) > 2000 {
+			if _, seen := g.up.settle(); len(seen) > 2000 {
 				t.Errorf("%s: %d requests reached the upstream", name, len(seen))
 			}
 		}
@@ -258,7 +256,7 @@ var http2Scenes = map[string]func(*testing.T, *target){
 		if got := c.outcome(99); !strings.Contains(got, "reset") && !strings.Contains(got, "closed") && !strings.Contains(got, "goaway") {
 			t.Errorf("%s after %v", got, time.Since(start))
 		}
-		g.up.take()
+		g.up.settle()
 	},
 }
 

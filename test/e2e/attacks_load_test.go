@@ -89,7 +89,7 @@ var loadScenes = map[string]func(*testing.T, *target){
 				t.Fatalf("connections are not freed: %s", a.Body)
 			}
 		}
-		g.up.take()
+		g.up.settle()
 	},
 	"D4 bombs pass unopened": func(t *testing.T, g *target) {
 		var bomb bytes.Buffer
@@ -123,7 +123,7 @@ var loadScenes = map[string]func(*testing.T, *target){
 		if after := rss(t, g.Node); after > before+32 {
 			t.Errorf("from %d to %d MiB", before, after)
 		}
-		g.up.take()
+		g.up.settle()
 	},
 	"D5 documents that are deep or wide": func(t *testing.T, g *target) {
 		for name, v := range map[string]struct{ kind, body string }{
@@ -169,7 +169,7 @@ var loadScenes = map[string]func(*testing.T, *target){
 				t.Errorf("%s: %d %s", v[1], a.Status, a.Body)
 			}
 		}
-		g.up.take()
+		g.up.settle()
 	},
 	"D8 counters for whoever": func(t *testing.T, g *target) {
 		before := rss(t, g.Node)
@@ -201,6 +201,6 @@ var loadScenes = map[string]func(*testing.T, *target){
 		if after := rss(t, g.Node); after > before+64 {
 			t.Errorf("from %d to %d MiB", before, after)
 		}
-		g.up.take()
+		g.up.settle()
 	},
 }

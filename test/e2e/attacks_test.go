@@ -101,6 +101,22 @@ func (r *recorder) take() (raw string, seen []string) {
 	return raw, seen
 }
 
+// settle waits until nothing has arrived for a while: what a client has given up may still be on its way.
+func (r *recorder) settle() (raw string, seen []string) {
+	size := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.raw.Len() + len(r.seen)
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		before := size()
+		if time.Sleep(200 * time.Millisecond); size() == before {
+			break
+		}
+	}
+	return r.take()
+}
+
 // raw sends bytes, ends its side, and returns the status codes of the answers until the gateway ends its own.
 func raw(t *testing.T, addr, bytes string) (codes []int, text string) {
 	t.Helper()
@@ -234,11 +250,11 @@ func (g *target) run(t *testing.T, a attack) {
 	case strings.Trim(fmt.Sprint(codes), "[]") != a.codes:
 		t.Errorf("answers %v, want %s: %.300q", codes, a.codes, text)
 	}
-	if a.cut {
-		time.Sleep(50 * time.Millisecond) // the beginning may still be on its way
-	}
-	got, seen := g.up.take()
-	if a.cut {
+	got, seen := "", []string(nil)
+	if !a.cut {
+		got, seen = g.up.take()
+	} else { // the beginning may still be on its way
+		got, seen = g.up.settle()
 		seen = slices.DeleteFunc(seen, func(s string) bool { return strings.HasSuffix(s, " cut") })
 	}
 	slices.Sort(seen)

@@ -130,7 +130,7 @@ func (p pacedUpstream) StreamingOutputCall(r *pb.StreamingOutputCallRequest, s g
 // TestGRPCWeb calls a real gRPC server through the grpc-web plugin.
 func TestGRPCWeb(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t))) // a port that nobody gets when it is closed
 	if err != nil {
 		t.Fatal(err)
 	}
