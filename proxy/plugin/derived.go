@@ -63,9 +63,9 @@ func (s *shard[D]) clear() {
 	clear(s.m)
 }
 
-// Of is the value for k, a row of view v or of one before. The value may be of a later version of the row: it is never older than v.
-func (d *Derived[K, D]) Of(v *state.View, k *K) *D {
-	id := d.id(k)
+// Of is the value for k, the row with this id of view v or of one before. The value may be of a later version of the row: it is never older
+// than v.
+func (d *Derived[K, D]) Of(v *state.View, id string, k *K) *D {
 	s := d.shard(id)
 	s.mu.RLock()
 	val := s.m[id]

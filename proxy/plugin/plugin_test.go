@@ -39,7 +39,7 @@ func TestDerived(t *testing.T) {
 	want := func(step string, name string, n int) {
 		t.Helper()
 		v, c := consumer(t, g, name)
-		if got := *d.Of(v, c); got != n {
+		if got := *d.Of(v, c.ID, c); got != n {
 			t.Errorf("%s: value %d, want %d", step, got, n)
 		}
 	}
@@ -79,11 +79,11 @@ func TestDerivedRace(t *testing.T) {
 		g.Put("acls", schema.Record{"consumer": plugintest.Ref(bob), "group": "a"})
 	}
 	v, c := consumer(t, g, "bob")
-	if n := *d.Of(v, c); n != 0 {
+	if n := *d.Of(v, c.ID, c); n != 0 {
 		t.Fatalf("%d groups in the old view", n)
 	}
 	v, c = consumer(t, g, "bob")
-	if n := *d.Of(v, c); n != 1 {
+	if n := *d.Of(v, c.ID, c); n != 1 {
 		t.Errorf("%d groups in the new view, want 1", n)
 	}
 }

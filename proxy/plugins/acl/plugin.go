@@ -90,7 +90,7 @@ func (i *instance) Access(x *exchange.Exchange) error {
 	groups, header, name := x.Groups, "", plugin.HeaderAuthenticatedGroups
 	switch {
 	case x.Consumer != nil && (len(groups) == 0 || x.Credential != nil && !i.AlwaysAuthenticated):
-		m := i.groups.Of(i.store.View(), x.Consumer)
+		m := i.groups.Of(i.store.View(), x.Consumer.ID, x.Consumer)
 		groups, header, name = m.groups, m.header, plugin.HeaderConsumerGroups
 		if len(groups) == 0 && len(i.Deny) == 0 {
 			return refuse(x)

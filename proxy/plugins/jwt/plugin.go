@@ -160,7 +160,7 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 		return i.refuse("No credentials found for given '" + i.KeyClaimName + "'")
 	}
 	cred := &row.Val
-	ver := i.keys.Of(v, cred)
+	ver := i.keys.Of(v, cred.ID, cred)
 	if ver.alg != t.alg {
 		return i.refuse("Invalid algorithm")
 	}
