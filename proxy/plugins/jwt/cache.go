@@ -28,12 +28,16 @@ type cache struct {
 }
 
 type cacheSet struct {
+	tags [ways]atomic.Uint32 // of what is in the ways: who looks for another token does not wait for the memory of theirs
 	ways [ways]atomic.Pointer[verified]
 
-	mu    sync.Mutex // held to change ways
+	mu    sync.Mutex // held to change tags and ways
 	hand  int        // the way to be judged next
 	bytes int        // of the texts
 }
+
+// tag is the part of a hash that does not choose the set.
+func tag(hash uint64) uint32 { return uint32(hash >> 32) }
 
 // verified is a token with a good signature.
 type verified struct {
@@ -57,6 +61,9 @@ func (c *cache) get(instance uint64, text string) *verified {
 	h := c.hash(instance, text)
 	s := &c.sets[h%sets]
 	for i := range s.ways {
+		if s.tags[i].Load() != tag(h) {
+			continue
+		}
 		if v := s.ways[i].Load(); v != nil && v.hash == h && v.instance == instance && v.text == text {
 			if !v.used.Load() { // not written each time: other processors read it
 				v.used.Store(true)
@@ -77,6 +84,9 @@ func (c *cache) put(instance uint64, text string, credential state.ID, version u
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.ways { // of an earlier version of the credential, or put in at the same moment
+		if s.tags[i].Load() != tag(v.hash) {
+			continue
+		}
 		if old := s.ways[i].Load(); old != nil && old.hash == v.hash && old.instance == instance && old.text == text {
 			s.ways[i].Store(v)
 			return
@@ -94,6 +104,7 @@ func (c *cache) put(instance uint64, text string, credential state.ID, version u
 		}
 		if placed = s.bytes+len(text) <= setBytes; placed {
 			way.Store(v)
+			s.tags[s.hand].Store(tag(v.hash))
 			s.bytes += len(text)
 		}
 	}
