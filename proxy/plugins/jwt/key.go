@@ -73,6 +73,7 @@ type verifier struct {
 	alg     *algorithm // what the credential is bound to; nil: no known one
 	macs    [2]*macs   // HMAC: with the secret as it is, and with the secret decoded from base64
 	rsa     *rsa.PublicKey
+	pkcs1   *pkcs1 // RSA but not PSS; nil: crypto/rsa checks
 	ecdsa   *ecdsa.PublicKey
 	ed25519 ed25519.PublicKey
 	fault   string // for the operator, why there is no key
@@ -102,7 +103,9 @@ func newVerifier(_ *state.View, c *entity.JWTSecret) *verifier {
 	switch k := key.(type) {
 	case *rsa.PublicKey:
 		if v.alg.family == familyRSA || v.alg.family == familyPSS {
-			v.rsa = k
+			if v.rsa = k; v.alg.family == familyRSA {
+				v.pkcs1 = newPKCS1(k, v.alg.hash)
+			}
 			return v
 		}
 	case *ecdsa.PublicKey:
@@ -156,7 +159,11 @@ func (v *verifier) verify(signed, sig []byte, base64Secret bool) bool {
 		return v.mac(base64Secret).verify(signed, sig)
 	case familyRSA:
 		var sum [64]byte
-		return rsa.VerifyPKCS1v15(v.rsa, v.alg.hash, digest(v.alg.hash, signed, &sum), sig) == nil
+		d := digest(v.alg.hash, signed, &sum)
+		if v.pkcs1 != nil {
+			return v.pkcs1.verify(d, sig)
+		}
+		return rsa.VerifyPKCS1v15(v.rsa, v.alg.hash, d, sig) == nil
 	case familyPSS:
 		// RFC 7518 §3.5: the salt is as long as the hash; other lengths are not JWA.
 		var sum [64]byte

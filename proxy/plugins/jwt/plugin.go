@@ -1,7 +1,7 @@
 // Package jwt authenticates requests by JSON Web Tokens that consumers sign with their credential's key.
 //
-// Parsing is strict and bounded, verification uses the standard library, and the algorithm and the key are always those of the
-// credential. The package fetches nothing and issues nothing.
+// Parsing is strict and bounded, verification uses the standard library or its arithmetic (see pkcs1), and the algorithm and the key are
+// always those of the credential. The package fetches nothing and issues nothing.
 package jwt
 
 import (
