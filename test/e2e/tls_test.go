@@ -141,7 +141,7 @@ func TestCertificates(t *testing.T) {
 		}
 		for server, want := range map[string]int{"a.example.com": 200, "b.example.com": 404} {
 			tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: server}}
-			r, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Get("https://" + pick().ProxyTLS + "/sni")
+			r, err := (&http.Client{Transport: tr, Timeout: 60 * time.Second}).Get("https://" + pick().ProxyTLS + "/sni")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -162,7 +162,7 @@ func TestCertificates(t *testing.T) {
 		var clients sync.WaitGroup
 		for i := range 4 {
 			tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "a.example.com"}, DisableKeepAlives: i == 0}
-			c := &http.Client{Transport: tr, Timeout: 10 * time.Second}
+			c := &http.Client{Transport: tr, Timeout: 60 * time.Second}
 			clients.Go(func() {
 				defer tr.CloseIdleConnections()
 				for {
@@ -189,6 +189,8 @@ func TestCertificates(t *testing.T) {
 			if got := shown(t, n, "a.example.com"); got != name {
 				t.Errorf("after rotation %q is shown, want %q", got, name)
 			}
+		}
+		for end := time.Now().Add(60 * time.Second); done.Load() < 20 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		}
 		close(stop)
 		clients.Wait()
