@@ -2,24 +2,29 @@ package service
 
 import "time"
 
-// The rhythm of large changes: after so much work so long a pause. A small change is over before it begins.
+// The rhythm of large changes. A small one is over before it begins.
 const (
-	freeFor  = 10 * time.Millisecond
-	workFor  = 100 * time.Microsecond
-	pauseFor = time.Millisecond
+	freeFor     = 10 * time.Millisecond
+	pauseFor    = time.Millisecond // what Go sleeps when it is asked for less
+	restPerWork = 12               // so a pause comes after some 80 µs of work
 
 	// stepRest is the longest pause after a step of the whole cluster. Where a step takes longer, it waits for disks and not for processors.
 	stepRest = 6 * time.Millisecond
 
-	gentleFor = time.Minute // then the pauses are shorter, so that what is larger is done within bulkTimeout
+	// gentleFor is how long a change may take before it hurries, so that what is larger is done within bulkTimeout, and what is not so large
+	// within a minute also where the processors have much else to do.
+	gentleFor = 40 * time.Second
+	hurry     = 8 // times less rest
 )
 
 // Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: while there are any, it takes
-// a tenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector waits
-// for each thread before it lets any go on, for that one, too.) The zero value never rests.
+// a thirteenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
+// waits for each thread before it lets any go on, for that one, too.) The zero value never rests.
 type Pace struct {
-	busy          func() bool
-	began, rested time.Time
+	busy  func() bool
+	began time.Time
+	since time.Time     // when it went on with the work
+	owed  time.Duration // rest for the work before that; negative after pauses that were longer than was due
 }
 
 // NewPace is a Pace that rests while the node proxies; see Options.Busy.
@@ -27,36 +32,49 @@ func (s *Service) NewPace() *Pace { return &Pace{busy: s.o.Busy} }
 
 // Rest is called every few dozen microseconds of work.
 func (p *Pace) Rest() {
-	if d := p.pause(time.Now()); d > 0 {
-		time.Sleep(d)
-		p.rested = time.Now()
+	if now := time.Now(); p.due(now) {
+		time.Sleep(pauseFor)
+		p.goOn(time.Now())
 	}
 }
 
-func (p *Pace) pause(now time.Time) time.Duration {
-	switch {
-	case p.began.IsZero():
-		p.began, p.rested = now, now
-	case now.Sub(p.rested) < workFor || now.Sub(p.began) < freeFor:
-	case p.busy == nil || !p.busy():
-		p.rested = now
-	default:
-		return p.shorten(now, pauseFor)
+// due tells whether it is time for a pause, which begins now.
+func (p *Pace) due(now time.Time) bool {
+	if p.began.IsZero() {
+		p.began, p.since = now, now
 	}
-	return 0
+	rest := time.Duration(restPerWork)
+	owed := p.owed + now.Sub(p.since)*rest
+	if now.Sub(p.began) > gentleFor {
+		owed = p.owed + now.Sub(p.since)*rest/hurry
+	}
+	switch {
+	case now.Sub(p.began) < freeFor:
+		p.since = now
+	case owed < pauseFor:
+	case p.busy == nil || !p.busy():
+		p.since, p.owed = now, 0
+	default:
+		p.since, p.owed = now, min(owed, 2*pauseFor) // what took so long was not all work
+		return true
+	}
+	return false
+}
+
+// goOn ends a pause.
+func (p *Pace) goOn(now time.Time) {
+	p.owed = max(p.owed-now.Sub(p.since), -4*pauseFor)
+	p.since = now
 }
 
 // RestAfter is called after a step that kept all nodes busy for so long: also where this one has no requests, others may.
 func (p *Pace) RestAfter(step time.Duration) {
-	if p.busy != nil {
-		time.Sleep(p.shorten(time.Now(), min(2*step, stepRest)))
+	if p.busy == nil {
+		return
 	}
-}
-
-// shorten is how long a pause may be, the later the less.
-func (p *Pace) shorten(now time.Time, d time.Duration) time.Duration {
-	if now.Sub(p.began) < gentleFor {
-		return d
+	d := min(2*step, stepRest)
+	if time.Since(p.began) > gentleFor {
+		d /= hurry
 	}
-	return d / 8
+	time.Sleep(d)
 }

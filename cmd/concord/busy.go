@@ -39,7 +39,7 @@ type turns struct {
 
 // The rhythm of turns. What has gone on for very long keeps other changes waiting: it gets a third of the time.
 const (
-	turnFor   = 150 * time.Microsecond
+	turnFor   = 200 * time.Microsecond
 	turnPause = time.Millisecond
 	longTurns = 10 * time.Second
 	longTurn  = 500 * time.Microsecond
