@@ -143,7 +143,7 @@ func TestExpiry(t *testing.T) {
 func TestWait(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 2, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	for _, n := range nodes {
 		index := n.mustWrite("w" + n.opt.Name)

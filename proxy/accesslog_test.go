@@ -83,7 +83,7 @@ func TestAccessLogOfRefusedRequest(t *testing.T) {
 		o.AccessLog = log
 	})
 	g.do("GET / HTTP/9.9")
-	for end := time.Now().Add(10 * time.Second); out.String() == "" && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); out.String() == "" && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	log.Close()
 	if got := out.String(); !strings.HasPrefix(got, "127.0.0.1 - - [") || !strings.Contains(got, `] "" 400 `) {

@@ -171,7 +171,7 @@ func TestExits(t *testing.T) {
 	if a := g.get("/string"); a.Header.Get("X-Why") != "rule" {
 		t.Errorf("%v", a.Header)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for g.h.Stats().Panics.Load() != 1 || g.h.Stats().PluginErrors.Load() != 2 {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d panics, %d errors", g.h.Stats().Panics.Load(), g.h.Stats().PluginErrors.Load())

@@ -121,7 +121,7 @@ func start(t testing.TB, set func(*proxy.Options), plugins ...plugin.Plugin) *ga
 	g.addr = ln.Addr().String()
 	go func() { _ = srv.Serve(ln) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
 		_ = srv.Shutdown(ctx)
 		up.Close()

@@ -111,7 +111,7 @@ func TestMaxInFlight(t *testing.T) {
 			t.Error(s)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); g.get("/x").StatusCode != 200; { // Finish comes behind the answer
+	for deadline := time.Now().Add(60 * time.Second); g.get("/x").StatusCode != 200; { // Finish comes behind the answer
 		if time.Now().After(deadline) {
 			t.Fatal("still full")
 		}
@@ -163,7 +163,7 @@ func TestPanics(t *testing.T) {
 				t.Errorf("%s: the next request: %v %v", c.phase, next, err)
 			}
 		}
-		for deadline := time.Now().Add(10 * time.Second); g.h.Stats().Panics.Load() != uint64(i+1); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); g.h.Stats().Panics.Load() != uint64(i+1); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d panics counted, want %d", c.phase, g.h.Stats().Panics.Load(), i+1)
 			}

@@ -89,7 +89,7 @@ func TestMinConfigIndexIsReadYourWrites(t *testing.T) {
 			}
 		})
 	}
-	for end := time.Now().Add(10 * time.Second); calls.Load() == 0 && time.Now().Before(end); {
+	for end := time.Now().Add(60 * time.Second); calls.Load() == 0 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	g.put(fx.Route("new", "svc", "/new"))

@@ -81,7 +81,7 @@ func (tr *trace) plugin(name string, priority int) plugin.Plugin {
 // take waits until n log phases ran and returns what ran since the last time, as "access; head; log".
 func (tr *trace) take(t *testing.T, n int) string {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		tr.mu.Lock()
 		if len(tr.ran["log"]) >= n {
 			s := strings.Join(tr.ran["access"], " ") + "; " + strings.Join(tr.ran["head"], " ") + "; " + strings.Join(tr.ran["log"], " ")

@@ -80,7 +80,7 @@ func (a *authority) listen(change func(*Options)) *Transport {
 }
 
 func get(tr *Transport, to string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+to+"/x", nil)
 	if err != nil {
@@ -218,7 +218,7 @@ func TestHalfOpen(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("Close hangs")
 	}
 }

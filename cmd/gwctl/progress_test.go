@@ -31,7 +31,7 @@ func TestProgress(t *testing.T) {
 	p := newProgress(&s, "reading", time.Millisecond)
 	wait := func(text string) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); !strings.Contains(s.String(), text); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); !strings.Contains(s.String(), text); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("no %q in %q", text, s.String())
 			}

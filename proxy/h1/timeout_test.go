@@ -151,7 +151,7 @@ func TestClientLeaves(t *testing.T) {
 			if name != "within a body" {
 				select {
 				case <-freed:
-				case <-time.After(20 * time.Second):
+				case <-time.After(60 * time.Second):
 					t.Fatal("the upstream still waits")
 				}
 			}

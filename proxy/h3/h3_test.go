@@ -114,8 +114,11 @@ func (f *fixture) listen(t *testing.T, from *listen.Inherited, tune func(*tls.Co
 	})
 }
 
+// patient is for clients on a busy machine.
+var patient = &quic.Config{HandshakeIdleTimeout: 30 * time.Second, MaxIdleTimeout: 60 * time.Second}
+
 func newClient() *http3.Transport {
-	return &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"}, DisableCompression: true}
+	return &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"}, QUICConfig: patient, DisableCompression: true}
 }
 
 func (f *fixture) do(t *testing.T, r *http.Request) (*http.Response, []byte) {
@@ -286,7 +289,7 @@ func TestManyAtOnce(t *testing.T) {
 		mu.Unlock()
 		select {
 		case <-all:
-		case <-time.After(20 * time.Second):
+		case <-time.After(60 * time.Second):
 		}
 		tell(x)
 	}, nil)
@@ -362,7 +365,7 @@ func TestClientLeaves(t *testing.T) {
 		cancel()
 		_ = res.Body.Close()
 	}
-	for end := time.Now().Add(20 * time.Second); f.handler.finished.Load() < 2; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); f.handler.finished.Load() < 2; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d of 2 exchanges were finished", f.handler.finished.Load())
 		}
@@ -480,9 +483,9 @@ func data(s string) []byte { return append(quicvarint.Append([]byte{0}, uint64(l
 // raw sends bytes on a stream, and returns how reading the answer fails.
 func raw(t *testing.T, f *fixture, sent []byte) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, patient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +558,7 @@ func TestTakenBack(t *testing.T) {
 	}, func(o *h3.Options) { o.MaxStreams, o.TakenBack = 20, 50 })
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, patient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -624,9 +627,9 @@ func TestRetry(t *testing.T) {
 		defer a.Close()
 		tr := &quic.Transport{Conn: a}
 		defer tr.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
-		qc, err := tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+		qc, err := tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -646,10 +649,10 @@ func TestRetry(t *testing.T) {
 	defer cancel()
 	for range 140 {
 		dials.Go(func() {
-			_, _ = tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+			_, _ = tr.Dial(ctx, f.listener.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, patient)
 		})
 	}
-	for end := time.Now().Add(20 * time.Second); f.gate.open.Load() < 128; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); f.gate.open.Load() < 128; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d handshakes", f.gate.open.Load())
 		}
@@ -665,14 +668,14 @@ func TestTooManyConnections(t *testing.T) {
 	f.do(t, request(t, "GET", f.url, nil))
 	second := newClient()
 	defer second.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if _, err := second.RoundTrip(request(t, "GET", f.url, nil).WithContext(ctx)); err == nil || ctx.Err() != nil {
 		t.Errorf("the second connection: %v", err)
 	}
 	f.do(t, request(t, "GET", f.url, nil))
 	_ = f.client.Close()
-	for end := time.Now().Add(20 * time.Second); f.gate.open.Load() > 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); f.gate.open.Load() > 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 	}
 	if n := f.gate.open.Load(); n != 0 {
 		t.Errorf("%d connections are counted after their end", n)
@@ -694,7 +697,7 @@ func TestSlow(t *testing.T) {
 	if res, _ := f.do(t, r); res.StatusCode != 408 {
 		t.Errorf("a body that does not come: %d", res.StatusCode)
 	}
-	for end := time.Now().Add(20 * time.Second); f.server.Conns() > 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); f.server.Conns() > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the idle connection stays")
 		}
@@ -704,7 +707,7 @@ func TestSlow(t *testing.T) {
 // TestSlowHead: a connection that only begins requests is idle, whatever else its client sends.
 func TestSlowHead(t *testing.T) {
 	f := start(t, tell, func(o *h3.Options) { o.IdleTimeout = 300 * time.Millisecond })
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	qc, err := quic.DialAddr(ctx, f.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
 	if err != nil {
@@ -750,7 +753,7 @@ func TestShutdown(t *testing.T) {
 	<-entered
 	f.listener.Stop()
 	down := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	go func() { down <- f.server.Shutdown(ctx) }()
 	time.Sleep(50 * time.Millisecond)

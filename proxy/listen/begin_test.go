@@ -233,7 +233,7 @@ func TestFamiliesAreApart(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	old, addrs := openTold(t, "127.0.0.1:0", nil)
 	silent := dial(t, addrs[0].String()) // accepted, but nothing was said yet
-	for end := time.Now().Add(10 * time.Second); old.Conns() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); old.Conns() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	var in listen.Inherited
 	err := old.Sockets(func(name string, fd int) error {
@@ -263,7 +263,7 @@ func TestHandOver(t *testing.T) {
 	if got := say(t, silent, "silent end"); !strings.Contains(got, `"silent end"`) {
 		t.Errorf("accepted by the old group: %q", got)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if old.Settled(ctx); ctx.Err() != nil {
 		t.Error("the old group does not settle")

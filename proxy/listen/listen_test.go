@@ -331,7 +331,7 @@ func TestPatience(t *testing.T) {
 	half := dial(t, addrs[1])
 	_, _ = half.Write([]byte{0x16, 3, 1, 2, 0, 1})
 	gone(t, half, "half a handshake")
-	for end := time.Now().Add(10 * time.Second); g.Conns() != 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); g.Conns() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections are still counted", g.Conns())
 		}
@@ -345,7 +345,7 @@ func TestConnectionLimit(t *testing.T) {
 	get(t, b)
 	gone(t, dial(t, addrs[0]), "one too many")
 	_ = a.Close()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		c := dial(t, addrs[0])
 		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -376,7 +376,7 @@ func TestCloseEndsWaitingConnections(t *testing.T) {
 	g, _, addrs := open(t, nil)
 	silent, half := dial(t, addrs[0]), dial(t, addrs[1])
 	_, _ = half.Write([]byte{0x16})
-	for end := time.Now().Add(10 * time.Second); g.Conns() < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); g.Conns() < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	time.Sleep(20 * time.Millisecond)
 	g.Close()

@@ -129,7 +129,7 @@ func TestACME(t *testing.T) {
 		t.Errorf("an unknown challenge: %d %q", a.Status, a.Body)
 	}
 	for _, n := range c.Nodes { // what is left: an account and a certificate
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			a, err := harness.Do("GET", "http://"+n.Admin+"/acme_storage", "", "")
 			if err != nil {
 				t.Fatal(err)

@@ -155,7 +155,7 @@ func TestAdminAttacks(t *testing.T) {
 		want(leader, http.StatusNoContent, "DELETE", "/admin/tokens/ops", "")
 		want(other, 401, "POST", "/services", `{"host":"h"}`, header, ops)
 		status := 0
-		for end := time.Now().Add(20 * time.Second); status != 401 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		for end := time.Now().Add(60 * time.Second); status != 401 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 			status = other.JSON("GET", "/services", "", header, brief).Status
 		}
 		if status != 401 {

@@ -111,7 +111,7 @@ var framingScenes = map[string]func(*testing.T, *target){
 		if !strings.Contains(string(b), "HTTP/1.1 408 ") || err != nil {
 			t.Errorf("%q, %v", b, err)
 		}
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			g.up.mu.Lock()
 			waiting := strings.Contains(g.up.raw.String(), "/expect") && len(g.up.seen) == 0
 			g.up.mu.Unlock()

@@ -76,7 +76,7 @@ var loadScenes = map[string]func(*testing.T, *target){
 			}
 		}
 		wg.Wait()
-		for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			a, err := harness.Do("GET", "http://"+g.second.Status+"/status", "", "")
 			if err != nil {
 				t.Fatal(err)

@@ -333,7 +333,7 @@ func rss(t *testing.T, n *harness.Node) int {
 // accessLog waits until the node's access log holds text.
 func accessLog(t *testing.T, n *harness.Node, text string) string {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		b, err := os.ReadFile(filepath.Join(n.Prefix, "access.log"))
 		if strings.Contains(string(b), text) {
 			return string(b)

@@ -33,7 +33,7 @@ const configService = "/concord.admin.v1.ConfigService/"
 // reflectFiles learns a service from the node, as grpcurl does.
 func reflectFiles(t *testing.T, conn *grpc.ClientConn, symbol string) *protoregistry.Files {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	stream, err := reflection.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
 	if err != nil {
@@ -96,7 +96,7 @@ func TestConnectGRPC(t *testing.T) {
 		if err := protojson.Unmarshal([]byte(in), req); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 		defer cancel()
 		if err := conn.Invoke(ctx, configService+method, req, res); err != nil {
 			return nil, err

@@ -163,7 +163,7 @@ func TestGRPC(t *testing.T) {
 			}
 			defer cc.Close()
 			client := pb.NewTestServiceClient(cc)
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 			defer cancel()
 			payload := &pb.Payload{Body: make([]byte, 300_000)}
 

@@ -81,7 +81,7 @@ func TestCertificateFileReload(t *testing.T) {
 	n.Start()
 	expect := func(want string) {
 		t.Helper()
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(60 * time.Second)
 		for shown(t, n, "any.org") != want {
 			if time.Now().After(deadline) {
 				t.Fatalf("shown %q, want %q", shown(t, n, "any.org"), want)
@@ -111,7 +111,7 @@ func TestCertificateFileReload(t *testing.T) {
 // waitFor waits until a log file holds a text.
 func waitFor(t *testing.T, file, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		b, err := os.ReadFile(file)
 		if err == nil && strings.Contains(string(b), text) {
 			return

@@ -315,7 +315,7 @@ func TestStreamReload(t *testing.T) {
 	if got := converse(t, c.(*net.TCPConn), "still here"); got != "still here" {
 		t.Errorf("the connection from before the reload said %q", got)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, ok := answers(); ok {
 			break
 		}

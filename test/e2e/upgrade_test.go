@@ -424,7 +424,7 @@ func TestUpgradeOfACluster(t *testing.T) {
 	}
 	for i := range 3 {
 		for _, n := range c.Nodes {
-			deadline := time.Now().Add(20 * time.Second)
+			deadline := time.Now().Add(60 * time.Second)
 			for n.JSON("GET", fmt.Sprint("/consumers/c", i), "").Status != 200 {
 				if time.Now().After(deadline) {
 					t.Fatalf("%s does not have c%d", n.Name, i)
@@ -514,7 +514,7 @@ func TestReload(t *testing.T) {
 	if status(n.Proxy) != 404 || status(second) != 404 {
 		t.Error("the new listener is not open")
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if b, _ := os.ReadFile(dir + "/access.log"); strings.Contains(string(b), "/nowhere") {
 			break
 		}

@@ -57,7 +57,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	tr := extendedConnect(n)
 	for _, url := range []string{"http://" + n.Proxy + "/ws", "https://" + n.ProxyTLS + "/ws"} {
 		t.Run(url[:5], func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			defer cancel()
 			pr, pw := io.Pipe()
 			r, err := http.NewRequestWithContext(ctx, http.MethodConnect, url, pr)
