@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"concord/admin/declarative"
 	"concord/admin/service"
@@ -23,9 +24,13 @@ func (a *API) configRoutes() {
 
 // dump writes the configuration: Kong's {"config": "<YAML>"}, or the YAML itself for those who accept it.
 func (a *API) dump(c *call, l *declarative.Layout) (answer, error) {
+	pace := a.o.Service.NewPace()
 	var text bytes.Buffer
 	w := l.NewWriter(&text)
-	index, err := a.o.Service.Export(c.r.Context(), splitTags(c), w.Add)
+	index, err := a.o.Service.Export(c.r.Context(), splitTags(c), func(entity string, rec schema.Record) error {
+		pace.Rest()
+		return w.Add(entity, rec)
+	})
 	if err == nil {
 		err = w.Close()
 	}
@@ -34,9 +39,44 @@ func (a *API) dump(c *call, l *declarative.Layout) (answer, error) {
 	}
 	if strings.Contains(c.r.Header.Get("Accept"), "yaml") {
 		c.w.Header().Set("Content-Type", "application/yaml")
-		return answer{status: http.StatusOK, body: text.Bytes(), index: index}, nil
+		return answer{status: http.StatusOK, body: inPortions(text.Bytes(), pace, func(b []byte) []byte { return b }), index: index}, nil
 	}
-	return answer{status: http.StatusOK, body: map[string]any{"config": text.String()}, index: index}, nil
+	quoted := inPortions(text.Bytes(), pace, quote)
+	return answer{status: http.StatusOK, body: stream{size: len(`{"config":""}`) + quoted.size, write: func(w io.Writer) error {
+		_, _ = io.WriteString(w, `{"config":"`)
+		_ = quoted.write(w)
+		_, err := io.WriteString(w, `"}`) // an earlier error, too: the connection is gone
+		return err
+	}}, index: index}, nil
+}
+
+// inPortions sends text some kilobytes at a time, in another form, which is that of the portions in a row.
+func inPortions(text []byte, pace *service.Pace, form func([]byte) []byte) stream {
+	each := func(f func([]byte) error) error {
+		for rest := text; len(rest) > 0; {
+			pace.Rest()
+			n := min(4<<10, len(rest))
+			for n < len(rest) && !utf8.RuneStart(rest[n]) {
+				n++
+			}
+			if err := f(form(rest[:n])); err != nil {
+				return err
+			}
+			rest = rest[n:]
+		}
+		return nil
+	}
+	size := 0
+	_ = each(func(b []byte) error { size += len(b); return nil })
+	return stream{size: size, write: func(w io.Writer) error {
+		return each(func(b []byte) error { _, err := w.Write(b); return err })
+	}}
+}
+
+// quote is what stands between the quotes of a JSON string.
+func quote(text []byte) []byte {
+	b := encode(string(text))
+	return b[1 : len(b)-1]
 }
 
 // splitTags are the tags of ?select_tags=a,b.
