@@ -26,7 +26,7 @@ import (
 // that keep no node busy for longer than a millisecond.
 const (
 	entrySize = 512 << 10
-	pieceSize = 32 << 10
+	pieceSize = 24 << 10
 )
 
 // bulkTimeout bounds one Apply, retries included.

@@ -9,7 +9,7 @@ const (
 	restPerWork = 12               // so a pause comes after some 80 µs of work
 
 	// stepRest is the longest pause after a step of the whole cluster. Where a step takes longer, it waits for disks and not for processors.
-	stepRest = 6 * time.Millisecond
+	stepRest = 5 * time.Millisecond
 
 	// gentleFor is how long a change may take before it hurries, so that what is larger is done within bulkTimeout, and what is not so large
 	// within a minute also where the processors have much else to do.
@@ -72,9 +72,12 @@ func (p *Pace) RestAfter(step time.Duration) {
 	if p.busy == nil {
 		return
 	}
-	d := min(2*step, stepRest)
-	if time.Since(p.began) > gentleFor {
+	d := min(3*step, stepRest)
+	switch {
+	case time.Since(p.began) > gentleFor:
 		d /= hurry
+	case !p.busy():
+		d /= 2
 	}
 	time.Sleep(d)
 }
