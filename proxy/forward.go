@@ -7,6 +7,7 @@ import (
 
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
+	"concord/proxy/upstream"
 )
 
 // identity are the headers by which upstreams learn who the client is. Only the gateway may set them, on every route.
@@ -206,6 +207,21 @@ func (h *Handler) limitBody(x *exchange.Exchange, r *run) error {
 	if req.Length < 0 {
 		r.request = limitedBody{Body: req.Body, left: limit}
 		req.Body = &r.request
+	}
+	return nil
+}
+
+// maxKept is how large a buffer of held bodies may be that is used again, bytes.
+const maxKept = 64 << 10
+
+// holdBody waits for a short request body, and for the beginning of a long one, as nginx does below Kong with request_buffering: no target is
+// chosen and no connection is made for a client that is slow. gRPC never waits: its clients may be waiting for the answer to their first message.
+func (h *Handler) holdBody(x *exchange.Exchange, r *run) (err error) {
+	if h.o.HeldBody == 0 || x.Request.InMemory() || !x.Route.RequestBuffering || x.Upstream.HTTP2 {
+		return nil
+	}
+	if r.held, err = x.Request.Hold(r.held, h.o.HeldBody); err != nil {
+		return h.upstreamFailed(x, &upstream.Error{Kind: upstream.Request, Op: "read the request", Err: err})
 	}
 	return nil
 }

@@ -57,6 +57,9 @@ type Options struct {
 	PathEscapes PathEscapes
 	// MaxBody is the longest request body in bytes, more is a 413; 0: no limit.
 	MaxBody int64
+	// HeldBody is how many bytes of a request body are awaited before a target is chosen, on routes with request_buffering; a longer body then
+	// streams. 0: none.
+	HeldBody int64
 	// MaxInFlight is how many requests may run at once, more are answered 503; 0: no limit.
 	MaxInFlight int64
 	// AccessLog receives Kong's access log lines; nil: none.
@@ -130,6 +133,7 @@ type run struct {
 	index     uint64            // that it got
 	body      filteredBody
 	request   limitedBody
+	held      []byte             // of the request body
 	dispatch  *balancer.Dispatch // nil: the service names its host itself
 }
 
@@ -207,6 +211,9 @@ func (h *Handler) proxy(x *exchange.Exchange, r *run) error {
 		return errNoService
 	}
 	h.upstreamHeaders(x, r)
+	if err := h.holdBody(x, r); err != nil {
+		return err
+	}
 	if err := h.dispatch(x, r); err != nil {
 		return err
 	}
@@ -377,7 +384,10 @@ func (h *Handler) Finish(x *exchange.Exchange) {
 	x.Pinned = nil
 	clear(r.own)
 	clear(r.merged)
-	*r = run{own: r.own[:0], merged: r.merged[:0]}
+	if cap(r.held) > maxKept {
+		r.held = nil
+	}
+	*r = run{own: r.own[:0], merged: r.merged[:0], held: r.held[:0]}
 	h.runs.Put(r)
 }
 

@@ -411,7 +411,7 @@ func (n *node) newHandler(s *settings.Settings) *proxy.Handler {
 	return proxy.New(proxy.Options{
 		Holder: n.compiler.Holder(), Upstreams: n.upstream, Pools: n.balancer, Log: n.log, Product: product(), TrustedIPs: s.TrustedIPs, RealIPHeader: s.RealIPHeader,
 		RealIPRecursive: s.RealIPRecursive, Headers: s.Headers, HeadersUpstream: s.HeadersUpstream, ErrorDefaultType: s.ErrorDefaultType, ErrorTemplates: s.ErrorTemplates,
-		AllowDebugHeader: s.AllowDebugHeader, PathEscapes: s.PathEscapes, MaxBody: s.MaxBody, MaxInFlight: int64(s.MaxInFlight),
+		AllowDebugHeader: s.AllowDebugHeader, PathEscapes: s.PathEscapes, MaxBody: s.MaxBody, HeldBody: s.HeldBody, MaxInFlight: int64(s.MaxInFlight),
 		AccessLog: access, Stats: &n.stats, Committed: n.cluster.ReadIndex,
 	})
 }

@@ -95,6 +95,64 @@ func (r *Response) Buffer(limit int64) ([]byte, error) {
 	return data, nil
 }
 
+// Hold waits until the body is complete, which then is in memory, or more than limit bytes of it are there, which come first of what streams on.
+// What had to be copied is appended to memory, which is returned and must stay unchanged until the exchange ends. A body with trailers keeps
+// streaming: only so can it carry them.
+func (r *Request) Hold(memory []byte, limit int64) ([]byte, error) {
+	if r.InMemory() {
+		return memory, nil
+	}
+	for {
+		p, err := r.Body.Next() // p is lent until the following Next
+		if err != nil && err != io.EOF {
+			return memory, err
+		}
+		if int64(len(memory)+len(p)) <= limit && (err == nil || len(memory) > 0) {
+			memory, p = append(memory, p...), nil
+			if err == nil {
+				continue
+			}
+		}
+		whole := p
+		if p == nil {
+			whole = memory
+		}
+		if err == io.EOF && len(r.Trailer.Fields) == 0 && (len(memory) == 0 || p == nil) && (r.Length < 0 || r.Length == int64(len(whole))) {
+			r.SetBody(whole)
+			return memory, nil
+		}
+		r.ahead = aheadBody{Body: r.Body, first: memory, next: p, err: err}
+		r.Body = &r.ahead
+		return memory, nil
+	}
+}
+
+// aheadBody is a body of which the beginning has been read.
+type aheadBody struct {
+	Body
+	first, next []byte
+	err         error // that came with next
+}
+
+func (b *aheadBody) Next() ([]byte, error) {
+	if p := b.first; len(p) > 0 {
+		b.first = nil
+		return p, nil
+	}
+	if p := b.next; len(p) > 0 {
+		b.next = nil
+		return p, b.err
+	}
+	if b.err != nil {
+		return nil, b.err
+	}
+	return b.Body.Next()
+}
+
+func (b *aheadBody) Ready() bool {
+	return len(b.first)+len(b.next) > 0 || b.err != nil || Ready(b.Body)
+}
+
 // Rewind makes the request body readable from the start again. It is true for no body and for one held in memory: those
 // can be sent a second time.
 func (r *Request) Rewind() bool {

@@ -43,6 +43,7 @@ type Request struct {
 	TETrailers bool
 
 	bytes bytesBody // storage of SetBody
+	ahead aheadBody // storage of Hold
 }
 
 // Response is what goes back to the client.

@@ -297,6 +297,101 @@ func TestBuffer(t *testing.T) {
 	}
 }
 
+// lent is a body whose pieces are gone with the following Next; the last one comes with the end if together is set.
+type lent struct {
+	pieces   []string
+	together bool
+	buf      []byte
+	ends     func()
+}
+
+func (l *lent) Next() ([]byte, error) {
+	for i := range l.buf {
+		l.buf[i] = '?'
+	}
+	if len(l.pieces) == 0 {
+		l.ends()
+		return nil, io.EOF
+	}
+	l.buf = []byte(l.pieces[0])
+	l.pieces = l.pieces[1:]
+	if l.together && len(l.pieces) == 0 {
+		l.ends()
+		return l.buf, io.EOF
+	}
+	return l.buf, nil
+}
+func (l *lent) Close() error { return nil }
+
+func TestHold(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		pieces []string
+		length int64
+		held   bool
+	}{
+		{"nothing", nil, -1, true},
+		{"one piece", []string{"abc"}, 3, true},
+		{"one piece, as long as the limit", []string{"abcdefgh"}, -1, true},
+		{"pieces", []string{"ab", "", "cd", "e"}, -1, true},
+		{"pieces as long as the limit", []string{"ab", "cd", "efgh"}, 8, true},
+		{"pieces over the limit", []string{"ab", "cd", "efghi"}, -1, false},
+		{"more behind the limit", []string{"ab", "cd", "efghi", "jk", "l"}, 12, false},
+		{"a long piece first", []string{"abcdefghi", "jk"}, -1, false},
+		{"shorter than announced", []string{"ab", "cd"}, 5, false},
+		{"with trailers", []string{"ab", "cd"}, -1, false},
+	} {
+		for _, together := range []bool{true, false} {
+			r := Request{Length: c.length}
+			r.Body = &lent{pieces: c.pieces, together: together, ends: func() {
+				if c.name == "with trailers" && !r.Trailer.Has("A") {
+					r.Trailer.Add("A", "b")
+				}
+			}}
+			memory, err := r.Hold(make([]byte, 0, 2), 8)
+			if err != nil || len(memory) > 8 || r.InMemory() != c.held || r.Rewind() != c.held {
+				t.Errorf("%s, the end with the last piece %v: in memory %v, copied %q, %v", c.name, together, r.InMemory(), memory, err)
+			}
+			want := strings.Join(c.pieces, "")
+			if c.held && r.Length != int64(len(want)) || !c.held && r.Length != c.length {
+				t.Errorf("%s: length %d", c.name, r.Length)
+			}
+			if !Ready(r.Body) {
+				t.Errorf("%s: what is there is not ready", c.name)
+			}
+			for range 2 {
+				var got []byte
+				for err = nil; err == nil; {
+					var b []byte
+					b, err = r.Body.Next()
+					got = append(got, b...)
+				}
+				if string(got) != want || err != io.EOF {
+					t.Errorf("%s, the end with the last piece %v: %q, %v", c.name, together, got, err)
+				}
+				if !r.Rewind() {
+					break
+				}
+			}
+		}
+	}
+	// One piece that is the whole and longer than the limit is there already: it is held, without a copy.
+	r := Request{Body: &lent{pieces: []string{"abcdefghijkl"}, together: true, ends: func() {}}, Length: -1}
+	if memory, err := r.Hold(nil, 8); err != nil || memory != nil || !r.InMemory() || r.Length != 12 {
+		t.Errorf("%q, %v, length %d", memory, err, r.Length)
+	}
+	broken := errors.New("broken")
+	r = Request{Body: failing{broken}, Length: -1}
+	if _, err := r.Hold(nil, 8); err != broken {
+		t.Error(err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Next() ([]byte, error) { return nil, f.err }
+func (f failing) Close() error          { return nil }
+
 func TestScratchAndReset(t *testing.T) {
 	var x Exchange
 	long := strings.Repeat("y", 5000)

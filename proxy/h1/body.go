@@ -131,7 +131,11 @@ func (b *bodyReader) skipBuffered() {
 // release returns the extra buffer.
 func (b *bodyReader) release() {
 	if b.own != nil {
-		largePool.Put(b.own)
+		if len(b.own.b) < largeBuffer {
+			smallPool.Put(b.own)
+		} else {
+			largePool.Put(b.own)
+		}
 		b.own = nil
 	}
 	b.buf, b.w, b.before, b.trailer = nil, nil, nil, nil
@@ -354,7 +358,11 @@ func (b *bodyReader) fill() error {
 		}
 	}
 	if b.own == nil {
-		b.own = largePool.Get().(*buffer)
+		if b.mode == bodyLength && b.left <= smallBuffer {
+			b.own = smallPool.Get().(*buffer) // of which slow clients may have many
+		} else {
+			b.own = largePool.Get().(*buffer)
+		}
 		n := copy(b.own.b, b.buf[b.r:b.e])
 		b.buf, b.r, b.e = b.own.b, 0, n
 	} else if b.r > 0 {

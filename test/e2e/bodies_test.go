@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,7 @@ type bodyUpstream struct {
 	next chan string   // the events of /events
 	came chan struct{} // somebody is at /poll or /sum
 	left chan struct{} // somebody has left
+	sums atomic.Int64  // requests to /sum
 }
 
 func startBodyUpstream(t *testing.T) *bodyUpstream {
@@ -59,6 +62,7 @@ func startBodyUpstream(t *testing.T) *bodyUpstream {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
 		arrive()
+		u.sums.Add(1)
 		sum := digest(r.Body)
 		if !strings.HasSuffix(sum, "<nil>") {
 			select {
@@ -130,7 +134,7 @@ func client(t *testing.T, set func(*http.Protocols)) *http.Client {
 	return &http.Client{Transport: tr, Timeout: 2 * time.Minute}
 }
 
-// startBodies serves u under /buffered and /unbuffered, which say the contrary and mean the same, and /limited.
+// startBodies serves u under /buffered and /unbuffered, which differ for short request bodies only, and /limited.
 func startBodies(t *testing.T, u *bodyUpstream) *harness.Node {
 	n := harness.NewNode(t, "solo")
 	n.Start()
@@ -258,6 +262,7 @@ func TestStreaming(t *testing.T) {
 	for name, v := range versions(n) {
 		t.Run(name, func(t *testing.T) {
 			c := client(t, v.set)
+			testHeld(t, u, c, v.url)
 			for _, path := range []string{"/buffered", "/unbuffered"} {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
@@ -308,11 +313,56 @@ func TestStreaming(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprint(c, "POST /buffered/sum HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+		fmt.Fprint(c, "POST /unbuffered/sum HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
 		<-u.came
 		c.Close()
 		u.waitLeft(t, "body")
 	})
+}
+
+// testHeld: a short body that comes bit by bit arrives whole, and one that breaks off not at all.
+func testHeld(t *testing.T, u *bodyUpstream, c *http.Client, url string) {
+	t.Helper()
+	before := u.sums.Load()
+	for _, broken := range []bool{true, false} {
+		for _, length := range []int64{-1, 4} {
+			r, w := io.Pipe()
+			go func() {
+				for _, s := range []string{"a", "b", "c"} {
+					_, _ = io.WriteString(w, s)
+				}
+				if broken {
+					w.CloseWithError(errors.New("the client has had enough"))
+					return
+				}
+				_, _ = io.WriteString(w, "d")
+				w.Close()
+			}()
+			req, err := http.NewRequest("POST", url+"/buffered/sum", r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.ContentLength = length
+			res, err := c.Do(req)
+			if broken {
+				if err == nil {
+					res.Body.Close()
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-u.came
+			if b, _ := io.ReadAll(res.Body); string(b) != digest(strings.NewReader("abcd")) {
+				t.Errorf("length %d: %s", length, b)
+			}
+			res.Body.Close()
+		}
+	}
+	if n := u.sums.Load() - before; n != 2 {
+		t.Errorf("the upstream got %d requests, want 2", n)
+	}
 }
 
 func (u *bodyUpstream) waitLeft(t *testing.T, what string) {

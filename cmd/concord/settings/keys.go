@@ -166,7 +166,9 @@ func groups() []group {
 		}},
 		{"Limits of clients", []Key{
 			{Name: "nginx_http_client_max_body_size", Also: "nginx_proxy_client_max_body_size", Default: "0", Form: "size", Live: true, set: size(func(s *Settings) *int64 { return &s.MaxBody }),
-				Doc: "The longest request body, as bytes or with `k`, `m` or `g`; more is a 413. 0 for no limit. Bodies are never held as a whole, so this protects upstreams, not the gateway."},
+				Doc: "The longest request body, as bytes or with `k`, `m` or `g`; more is a 413. 0 for no limit. Long bodies are never held as a whole, so this protects upstreams, not the gateway."},
+			{Name: "nginx_http_client_body_buffer_size", Also: "nginx_proxy_client_body_buffer_size", Default: "8k", Form: "size", Live: true, set: size(func(s *Settings) *int64 { return &s.HeldBody }),
+				Doc: "How much of a request body is awaited, in memory, before a target is chosen, on routes with `request_buffering`; what is longer then streams. 0 for nothing: bodies stream from their first byte."},
 			{Name: "nginx_http_large_client_header_buffers", Also: "nginx_proxy_large_client_header_buffers", Default: "8 8k", Form: "number and size", Live: true, set: headerBuffers,
 				Doc: "Limits of a request's head: the size is that of the request line (more is a 414), size times number that of the whole head (more is a 431)."},
 			{Name: "nginx_http_client_header_timeout", Also: "nginx_proxy_client_header_timeout", Default: "60", Form: "seconds", Live: true, set: timeout(func(s *Settings) *time.Duration { return &s.ClientHeaderTimeout }),

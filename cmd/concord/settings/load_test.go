@@ -128,6 +128,8 @@ func TestValues(t *testing.T) {
 		{"headers off", "headers = off", func(s *Settings) any { return len(s.Headers) }, 0},
 		{"size", "nginx_http_client_max_body_size = 10m", func(s *Settings) any { return s.MaxBody }, int64(10 << 20)},
 		{"size in bytes", "nginx_http_client_max_body_size = 8192", func(s *Settings) any { return s.MaxBody }, int64(8192)},
+		{"held bodies", "nginx_proxy_client_body_buffer_size = 16k", func(s *Settings) any { return s.HeldBody }, int64(16 << 10)},
+		{"held bodies by default", "", func(s *Settings) any { return s.HeldBody }, int64(8 << 10)},
 		{"Kong's other name", "nginx_proxy_client_max_body_size = 1G\nnginx_http_client_max_body_size = 1", func(s *Settings) any { return s.MaxBody }, int64(1 << 30)},
 		{"header buffers", "nginx_http_large_client_header_buffers = 4  16k", func(s *Settings) any { return []int{s.MaxTarget, s.MaxHead} }, []int{16 << 10, 64 << 10}},
 		{"header buffers by default", "", func(s *Settings) any { return []int{s.MaxTarget, s.MaxHead} }, []int{8 << 10, 64 << 10}},

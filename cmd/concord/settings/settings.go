@@ -75,6 +75,7 @@ type Settings struct {
 	PathEscapes      proxy.PathEscapes
 
 	MaxBody             int64 // of requests, bytes; 0: no limit
+	HeldBody            int64 // of requests, bytes that are awaited before they are sent on; 0: none
 	MaxHead             int   // of requests, bytes
 	MaxTarget           int   // of the request line, bytes
 	ClientHeaderTimeout time.Duration
