@@ -27,7 +27,8 @@ func fast() Tuning {
 	return Tuning{
 		HeartbeatTimeout: 400 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond, LeaderLease: 350 * time.Millisecond,
 		StabilizationTime: 200 * time.Millisecond, SnapshotInterval: 50 * time.Millisecond,
-		LeaderWait: 10 * time.Second, QuorumWait: 8 * time.Second, // a busy machine makes nodes lose sight of each other
+		// A busy machine makes nodes lose sight of each other, and its disk take long.
+		LeaderWait: time.Minute, QuorumWait: 20 * time.Second, WriteStall: time.Minute,
 	}
 }
 
@@ -138,9 +139,14 @@ func (n *testNode) keepPorts() {
 	n.opt.GossipListen = m.gossip.Load().Addr()
 }
 
+// tryAgain tells the failures of a join that come with a change of the leader: whoever joins is told to try again.
+func tryAgain(err error) bool {
+	return strings.Contains(err.Error(), "the leader changed") || strings.Contains(err.Error(), "no answer to the join request")
+}
+
 func (n *testNode) join(to *testNode) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	for {
 		token, err := to.CreateToken(ctx, TokenOptions{})
@@ -151,7 +157,7 @@ func (n *testNode) join(to *testNode) {
 		if err == nil {
 			return
 		}
-		if !strings.Contains(err.Error(), "the leader changed") { // then whoever joins is told to try again
+		if !tryAgain(err) {
 			n.t.Fatalf("%s joins: %v", n.opt.Name, err)
 		}
 	}
@@ -236,7 +242,7 @@ func consumerCommand(name string) command.Command {
 
 // write forwards the creation of a consumer and returns its index.
 func (n *testNode) write(name string) (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	answer, err := n.Forward(ctx, []byte(name))
 	if err != nil {
@@ -265,7 +271,7 @@ func (n *testNode) has(name string) bool {
 
 func (n *testNode) mustHave(index uint64, names ...string) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	if err := n.Wait(ctx, index); err != nil {
 		n.t.Fatalf("%s waits for %d: %v", n.opt.Name, index, err)
