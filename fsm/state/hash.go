@@ -2,57 +2,48 @@ package state
 
 import "slices"
 
-// bucket holds the places of the rows whose hashes begin with the same bits, each in the first empty slot behind the one that its tag asks
-// for. It lies in a piece of memory without pointers: a head, and slots of two words, tag (the first half of the hash) and place (0: empty), or of
-// three, the third one the hint. A bucket that is full becomes larger, and one that is as large as it may be is divided.
+// bucket holds the places of the rows whose hashes begin with the same depth bits, each in the first empty slot behind the one that its
+// tag asks for. One that is full becomes larger, and one that is as large as it may be is divided.
 type bucket struct {
-	words []uint32
-	width int // of a slot
+	words []uint32 // slots: tag (the first half of the hash), place (0: empty) and, where there are three, hint
+	epoch uint64   // of the hash that may change the words in place
+	rows  uint32
+	depth uint16
+	width uint16 // of a slot, in words
 }
 
-const (
-	headWords = 4 // epoch of the hash that may change the bucket in place, in halves; depth; number of rows
-	// bucketWords makes a bucket fill a size class of Go's allocator (8 KiB). Larger ones cost a change more, that copies them;
-	// smaller ones are more, and cost a collection of garbage more, that looks at each.
-	bucketWords = 2048
-)
+// bucketWords makes a bucket fill a size class of Go's allocator (8 KiB). Larger ones cost a change more, that copies them;
+// smaller ones are more, and cost a collection of garbage more, that looks at each.
+const bucketWords = 2048
 
 // newBucket makes one that has room for some more rows than it is to get.
-func newBucket(epoch uint64, depth, rows, width int) bucket {
-	b := bucket{make([]uint32, min(bucketWords, headWords+(rows+rows/4+8)*8/7*width)), width}
-	b.words[2] = uint32(depth)
-	b.claim(epoch)
-	return b
+func newBucket(epoch uint64, depth uint16, rows int, width uint16) bucket {
+	return bucket{words: make([]uint32, min(bucketWords, (rows+rows/4+8)*8/7*int(width))), epoch: epoch, depth: depth, width: width}
 }
 
-func (b bucket) epoch() uint64      { return uint64(b.words[0])<<32 | uint64(b.words[1]) }
-func (b bucket) claim(epoch uint64) { b.words[0], b.words[1] = uint32(epoch>>32), uint32(epoch) }
-func (b bucket) depth() int         { return int(b.words[2]) }
-func (b bucket) rows() int          { return int(b.words[3]) }
-
 // size is how many slots there are.
-func (b bucket) size() int {
-	if b.width == 3 { // a division by what is known
-		return (len(b.words) - headWords) / 3
+func (b *bucket) size() int {
+	if b.width == 3 { // dividing by what is known is quicker
+		return len(b.words) / 3
 	}
-	return (len(b.words) - headWords) / 2
+	return len(b.words) / 2
 }
 
 // full leaves so many slots empty that a search ends soon.
-func (b bucket) full() int { return b.size() * 7 / 8 }
+func (b *bucket) full() bool { return int(b.rows) == b.size()*7/8 }
 
-func (b bucket) slot(i int) []uint32 { return b.words[headWords+i*b.width:][:b.width] }
+func (b *bucket) slot(i int) []uint32 { return b.words[i*int(b.width):][:b.width] }
 
-func (b bucket) tag(i int) uint32 { return b.words[headWords+i*b.width] }
+func (b *bucket) tag(i int) uint32 { return b.words[i*int(b.width)] }
 
-func (b bucket) at(i int) place { return place(b.words[headWords+i*b.width+1]) }
+func (b *bucket) at(i int) place { return place(b.words[i*int(b.width)+1]) }
 
 // hint is the third word of a slot, which means nothing to a hash.
-func (b bucket) hint(i int) place {
+func (b *bucket) hint(i int) place {
 	if b.width < 3 {
 		return 0
 	}
-	return place(b.words[headWords+3*i+2])
+	return place(b.words[3*i+2])
 }
 
 // segmentSize balances what a write after a commit copies: a segment, and the list of the segments.
@@ -61,10 +52,9 @@ const (
 	segmentSize = 1 << segmentBits
 )
 
-// segment is the words of buckets.
 type segment struct {
 	epoch   uint64
-	buckets *[segmentSize][]uint32
+	buckets *[segmentSize]bucket
 }
 
 // hash is a copy-on-write hash table of places (extendible hashing): the first depth bits of a hash select the bucket, and
@@ -72,16 +62,16 @@ type segment struct {
 // ten. It does not shrink. Like a tree it is copied by assignment, and freeze makes the original copy what it changes.
 type hash struct {
 	segments []segment
-	depth    int // segmentBits at least
+	depth    uint16 // segmentBits at least
 	epoch    uint64
 	listed   uint64 // epoch of segments
 	hinted   bool   // slots hold hints
 }
 
 // none is the bucket of tables that never held anything.
-var none = make([]uint32, headWords+3)
+var none = bucket{words: make([]uint32, 2), width: 2}
 
-func (h *hash) width() int {
+func (h *hash) width() uint16 {
 	if h.hinted {
 		return 3
 	}
@@ -91,7 +81,7 @@ func (h *hash) width() int {
 // begin makes the first bucket.
 func (h *hash) begin() {
 	h.depth, h.listed = segmentBits, h.epoch
-	h.segments = []segment{{h.epoch, new([segmentSize][]uint32)}}
+	h.segments = []segment{{h.epoch, new([segmentSize]bucket)}}
 	h.point(0, newBucket(h.epoch, 0, 0, h.width()))
 }
 
@@ -99,13 +89,13 @@ func (h *hash) freeze() { h.epoch++ }
 
 func tagOf(head uint64) uint32 { return uint32(head >> 32) }
 
-// bucket is the one of a tag.
-func (h *hash) bucket(tag uint32) bucket {
+// bucket is the one of a tag, for reading.
+func (h *hash) bucket(tag uint32) *bucket {
 	if h.segments == nil {
-		return bucket{none, h.width()}
+		return &none
 	}
 	i := tag >> (32 - h.depth)
-	return bucket{h.segments[i>>segmentBits].buckets[i%segmentSize], h.width()}
+	return &h.segments[i>>segmentBits].buckets[i%segmentSize]
 }
 
 // point makes b the bucket of all tags that begin like this one.
@@ -113,7 +103,7 @@ func (h *hash) point(tag uint32, b bucket) {
 	if h.listed != h.epoch {
 		h.segments, h.listed = slices.Clone(h.segments), h.epoch
 	}
-	span := uint32(1) << (h.depth - b.depth())
+	span := uint32(1) << (h.depth - b.depth)
 	first := tag >> (32 - h.depth) &^ (span - 1)
 	for i := first; i < first+span; i++ {
 		s := &h.segments[i>>segmentBits]
@@ -121,25 +111,23 @@ func (h *hash) point(tag uint32, b bucket) {
 			c := *s.buckets
 			*s = segment{h.epoch, &c}
 		}
-		s.buckets[i%segmentSize] = b.words
+		s.buckets[i%segmentSize] = b
 	}
 }
 
-// own gives the bucket of a tag for changing it.
+// own gives the bucket of a tag for changing it, and for pointing to it then.
 func (h *hash) own(tag uint32) bucket {
-	b := h.bucket(tag)
-	if b.epoch() != h.epoch {
-		b.words = slices.Clone(b.words)
-		b.claim(h.epoch)
-		h.point(tag, b)
+	b := *h.bucket(tag)
+	if b.epoch != h.epoch {
+		b.epoch, b.words = h.epoch, slices.Clone(b.words)
 	}
 	return b
 }
 
 // home is the slot where the search for a tag begins; its factor mixes those bits that the tags of a bucket do not share.
-func (b bucket) home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * uint64(b.size()) >> 32) }
+func (b *bucket) home(tag uint32) int { return int(uint64(tag*0x9e3779b1) * uint64(b.size()) >> 32) }
 
-func (b bucket) after(i int) int {
+func (b *bucket) after(i int) int {
 	if i++; i < b.size() {
 		return i
 	}
@@ -147,7 +135,7 @@ func (b bucket) after(i int) int {
 }
 
 // find is the first slot with the tag from slot i on, -1 if there is none.
-func (b bucket) find(i int, tag uint32) int {
+func (b *bucket) find(i int, tag uint32) int {
 	for ; b.at(i) != 0; i = b.after(i) {
 		if b.tag(i) == tag {
 			return i
@@ -157,7 +145,7 @@ func (b bucket) find(i int, tag uint32) int {
 }
 
 // findPlace is the slot of a place.
-func (b bucket) findPlace(tag uint32, at place) int {
+func (b *bucket) findPlace(tag uint32, at place) int {
 	i := b.home(tag)
 	for ; b.at(i) != at; i = b.after(i) {
 		if b.at(i) == 0 {
@@ -167,12 +155,12 @@ func (b bucket) findPlace(tag uint32, at place) int {
 	return i
 }
 
-func (b bucket) add(tag uint32, at, hint place) {
+func (b *bucket) add(tag uint32, at, hint place) {
 	i := b.home(tag)
 	for b.at(i) != 0 {
 		i = b.after(i)
 	}
-	b.words[3]++
+	b.rows++
 	s := b.slot(i)
 	s[0], s[1] = tag, uint32(at)
 	if len(s) > 2 {
@@ -181,8 +169,8 @@ func (b bucket) add(tag uint32, at, hint place) {
 }
 
 // remove empties slot i and moves up those behind it that would not be found any more.
-func (b bucket) remove(i int) {
-	b.words[3]--
+func (b *bucket) remove(i int) {
+	b.rows--
 	size := b.size()
 	for j := b.after(i); ; j = b.after(j) {
 		if b.at(j) == 0 {
@@ -207,20 +195,22 @@ func (h *hash) set(head uint64, old, at, hint place) {
 	b := h.own(tag)
 	if old != 0 {
 		b.slot(b.findPlace(tag, old))[1] = uint32(at)
-		return
+	} else {
+		for b.full() {
+			b = h.room(tag, b)
+		}
+		b.add(tag, at, hint)
 	}
-	for b.rows() == b.full() {
-		b = h.room(tag, b)
-	}
-	b.add(tag, at, hint)
+	h.point(tag, b)
 }
 
 // rehint changes the hint beside a place.
 func (h *hash) rehint(head uint64, at, hint place) {
 	tag := tagOf(head)
 	if b := h.bucket(tag); h.hinted && b.hint(b.findPlace(tag, at)) != hint {
-		b = h.own(tag)
+		b := h.own(tag)
 		b.slot(b.findPlace(tag, at))[2] = uint32(hint)
+		h.point(tag, b)
 	}
 }
 
@@ -228,37 +218,36 @@ func (h *hash) delete(head uint64, at place) {
 	tag := tagOf(head)
 	b := h.own(tag)
 	b.remove(b.findPlace(tag, at))
+	h.point(tag, b)
 }
 
-// room makes more room in a full bucket, an owned one, and gives that of the tag then.
+// room makes more room in a full bucket, and gives that of the tag then.
 func (h *hash) room(tag uint32, b bucket) bucket {
-	depth := b.depth()
 	if len(b.words) < bucketWords {
-		larger := newBucket(h.epoch, depth, b.rows(), b.width)
-		b.pour(0, larger, larger)
-		h.point(tag, larger)
+		larger := newBucket(h.epoch, b.depth, int(b.rows), b.width)
+		b.pour(0, &larger, &larger)
 		return larger
 	}
-	if h.depth == depth {
+	if h.depth == b.depth {
 		h.double()
 	}
 	// Hashes are seeded: a bucket of equal tags does not occur.
-	bit := uint32(1) << (31 - depth)
+	bit := uint32(1) << (31 - b.depth)
 	ones := 0
 	for i := range b.size() {
 		if b.at(i) != 0 && b.tag(i)&bit != 0 {
 			ones++
 		}
 	}
-	zero, one := newBucket(h.epoch, depth+1, b.rows()-ones, b.width), newBucket(h.epoch, depth+1, ones, b.width)
-	b.pour(bit, zero, one)
+	zero, one := newBucket(h.epoch, b.depth+1, int(b.rows)-ones, b.width), newBucket(h.epoch, b.depth+1, ones, b.width)
+	b.pour(bit, &zero, &one)
 	h.point(tag&^bit, zero)
 	h.point(tag|bit, one)
-	return h.bucket(tag)
+	return *h.bucket(tag)
 }
 
 // pour puts the rows into other buckets, as a bit of their tags says.
-func (b bucket) pour(bit uint32, zero, one bucket) {
+func (b *bucket) pour(bit uint32, zero, one *bucket) {
 	for i := range b.size() {
 		switch tag, at := b.tag(i), b.at(i); {
 		case at == 0:
@@ -275,7 +264,7 @@ func (h *hash) double() {
 	list := make([]segment, 0, 2*len(h.segments))
 	for _, s := range h.segments {
 		for half := range 2 {
-			var buckets [segmentSize][]uint32
+			var buckets [segmentSize]bucket
 			for i := range buckets {
 				buckets[i] = s.buckets[half*segmentSize/2+i/2]
 			}
@@ -301,9 +290,9 @@ func (h *hash) sow(items []seedling, same func(a, b place), hint func(uint32) pl
 	}
 }
 
-func (h *hash) grow(items []seedling, prefix uint32, depth int, same func(a, b place), hint func(uint32) place) {
+func (h *hash) grow(items []seedling, prefix uint32, depth uint16, same func(a, b place), hint func(uint32) place) {
 	width := h.width()
-	if len(items) > bucketWords/width*3/4 { // room for some more before they are divided
+	if len(items) > bucketWords/int(width)*3/4 { // room for some more before they are divided
 		bit := uint32(1) << (31 - depth)
 		n := 0
 		for i := range items {

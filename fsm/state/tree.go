@@ -35,16 +35,16 @@ const leafItems = 682
 const fanout = 32
 
 // node is a leaf (kids nil) or an inner node of a B+ tree, as its parent holds it. The items are a piece of memory without pointers and hardly
-// larger than they need. Those of an inner node are lower bounds of its kids, with the ids beside them, for the row that gave a bound may be gone.
+// larger than they need. Those of an inner node are lower bounds of its kids, with the ids of their rows beside the kids, for such a row may be gone.
 type node struct {
 	items []item
-	kids  *kids
+	kids  *[fanout]kid
 	epoch uint64 // of the tree that may change items and kids in place
 }
 
-type kids struct {
-	nodes [fanout]node
-	ids   [fanout]ID
+type kid struct {
+	node
+	id ID // of the row that gave the bound
 }
 
 func (n *node) full() bool {
@@ -71,7 +71,7 @@ func (n *node) compare(rows *content, i int, p *point) int {
 	case head > p.head:
 		return 1
 	case n.kids != nil:
-		return compareID(&n.kids.ids[i], &p.id)
+		return compareID(&n.kids[i].id, &p.id)
 	}
 	id := rows.idAt(n.items[i].at)
 	return compareID(&id, &p.id)
@@ -151,16 +151,16 @@ func (t *tree) own(n *node) *node {
 func (t *tree) set(rows *content, p *point, at place) {
 	n := t.own(&t.root)
 	if n.full() {
-		*n = node{items: make([]item, 1), kids: &kids{nodes: [fanout]node{*n}}, epoch: t.epoch}
+		*n = node{items: make([]item, 1), kids: &[fanout]kid{{node: *n}}, epoch: t.epoch}
 		t.split(rows, n, 0, p)
 	}
 	for n.kids != nil { // a node that is passed has room, so that its kid can be split
 		i := n.kid(rows, p)
-		if t.own(&n.kids.nodes[i]).full() {
+		if t.own(&n.kids[i].node).full() {
 			t.split(rows, n, i, p)
 			i = n.kid(rows, p)
 		}
-		n = &n.kids.nodes[i]
+		n = &n.kids[i].node
 	}
 	i := n.search(rows, p)
 	if i < len(n.items) && n.compare(rows, i, p) == 0 {
@@ -180,25 +180,22 @@ func (n *node) insert(i int, it item) {
 
 // split divides the full kid i in two; if everything goes to its end, as rows do that come in order, it stays almost full.
 func (t *tree) split(rows *content, n *node, i int, p *point) {
-	left, right := &n.kids.nodes[i], node{epoch: t.epoch}
+	left, right := &n.kids[i].node, kid{node: node{epoch: t.epoch}}
 	mid := len(left.items) / 2
 	if left.compare(rows, len(left.items)-1, p) < 0 {
 		mid = len(left.items) - 1
 	}
 	right.items, left.items = slices.Clone(left.items[mid:]), slices.Clone(left.items[:mid])
-	var bound ID
 	if left.kids == nil {
-		bound = rows.idAt(right.items[0].at)
+		right.id = rows.idAt(right.items[0].at)
 	} else {
-		right.kids = &kids{}
-		copy(right.kids.nodes[:], left.kids.nodes[mid:])
-		copy(right.kids.ids[:], left.kids.ids[mid:])
-		clear(left.kids.nodes[mid:])
-		bound = right.kids.ids[0]
+		right.kids = new([fanout]kid)
+		copy(right.kids[:], left.kids[mid:])
+		clear(left.kids[mid:])
+		right.id = right.kids[0].id
 	}
-	copy(n.kids.nodes[i+2:], n.kids.nodes[i+1:len(n.items)])
-	copy(n.kids.ids[i+2:], n.kids.ids[i+1:len(n.items)])
-	n.kids.nodes[i+1], n.kids.ids[i+1] = right, bound
+	copy(n.kids[i+2:], n.kids[i+1:len(n.items)])
+	n.kids[i+1] = right
 	n.insert(i+1, newItem(right.items[0].head(), 0))
 }
 
@@ -210,14 +207,14 @@ func (t *tree) delete(rows *content, p *point) {
 		if !t.join(n, i) && i > 0 && t.join(n, i-1) {
 			i--
 		}
-		n = t.own(&n.kids.nodes[i])
+		n = t.own(&n.kids[i].node)
 	}
 	if i := n.search(rows, p); i < len(n.items) && n.compare(rows, i, p) == 0 {
 		n.items = slices.Delete(n.items, i, i+1)
 		t.len--
 	}
 	for t.root.kids != nil && len(t.root.items) == 1 {
-		t.root = t.root.kids.nodes[0]
+		t.root = t.root.kids[0].node
 	}
 }
 
@@ -226,7 +223,7 @@ func (t *tree) join(n *node, i int) bool {
 	if i+1 >= len(n.items) {
 		return false
 	}
-	left, right, most := &n.kids.nodes[i], n.kids.nodes[i+1], leafItems
+	left, right, most := &n.kids[i].node, n.kids[i+1].node, leafItems
 	if left.kids != nil {
 		most = fanout
 	}
@@ -235,14 +232,12 @@ func (t *tree) join(n *node, i int) bool {
 	}
 	t.own(left)
 	if left.kids != nil {
-		copy(left.kids.nodes[len(left.items):], right.kids.nodes[:len(right.items)])
-		copy(left.kids.ids[len(left.items):], right.kids.ids[:len(right.items)])
+		copy(left.kids[len(left.items):], right.kids[:len(right.items)])
 	}
 	left.items = slices.Concat(left.items, right.items)
-	copy(n.kids.nodes[i+1:], n.kids.nodes[i+2:len(n.items)])
-	copy(n.kids.ids[i+1:], n.kids.ids[i+2:len(n.items)])
+	copy(n.kids[i+1:], n.kids[i+2:len(n.items)])
 	n.items = slices.Delete(n.items, i+1, i+2)
-	n.kids.nodes[len(n.items)] = node{}
+	n.kids[len(n.items)] = kid{}
 	return true
 }
 
@@ -252,29 +247,24 @@ func packed(n int) int { return n * 7 / 8 }
 // plant makes a tree of items that are in order.
 func plant(rows *content, items []item) tree {
 	t := tree{len: len(items)}
-	var level []node
-	var ids []ID // the lower bounds of level
+	var level []kid
 	for chunk := range slices.Chunk(items, packed(leafItems)) {
-		level = append(level, node{items: slices.Clone(chunk)})
-		ids = append(ids, rows.idAt(chunk[0].at))
+		level = append(level, kid{node{items: slices.Clone(chunk)}, rows.idAt(chunk[0].at)})
 	}
 	for len(level) > 1 {
-		var up []node
-		var upIDs []ID
-		for i := 0; i < len(level); i += packed(fanout) {
-			end := min(i+packed(fanout), len(level))
-			n := node{kids: &kids{}}
-			copy(n.kids.nodes[:], level[i:end])
-			copy(n.kids.ids[:], ids[i:end])
-			for _, kid := range level[i:end] {
-				n.items = append(n.items, newItem(kid.items[0].head(), 0))
+		var up []kid
+		for chunk := range slices.Chunk(level, packed(fanout)) {
+			n := node{kids: new([fanout]kid)}
+			for i := range chunk {
+				n.items = append(n.items, newItem(chunk[i].items[0].head(), 0))
 			}
-			up, upIDs = append(up, n), append(upIDs, ids[i])
+			copy(n.kids[:], chunk)
+			up = append(up, kid{n, chunk[0].id})
 		}
-		level, ids = up, upIDs
+		level = up
 	}
 	if len(level) > 0 {
-		t.root = level[0]
+		t.root = level[0].node
 	}
 	return t
 }
@@ -296,7 +286,7 @@ func (t *tree) seek(rows *content, p *point) (c cursor) {
 	for ; n.kids != nil; c.top++ {
 		i := n.kid(rows, p)
 		c.path[c.top] = step{n, i + 1}
-		n = &n.kids.nodes[i]
+		n = &n.kids[i].node
 	}
 	c.path[c.top] = step{n, n.search(rows, p)}
 	return c
@@ -315,7 +305,7 @@ func (c *cursor) next() *item {
 		default:
 			s.i++
 			c.top++
-			c.path[c.top] = step{n: &s.n.kids.nodes[i]}
+			c.path[c.top] = step{n: &s.n.kids[i].node}
 		}
 	}
 	return nil

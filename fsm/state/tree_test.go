@@ -49,8 +49,27 @@ func (m model) equal(t *testing.T, c *content, x *tree, from point) {
 	}
 }
 
+// sound checks what a tree is to be like whatever it holds: nodes within their limits, and nothing kept alive behind the last kid.
+func sound(t *testing.T, n *node, root bool) {
+	t.Helper()
+	most := leafItems
+	if n.kids != nil {
+		most = fanout
+		for i := range n.kids {
+			if k := &n.kids[i]; i < len(n.items) {
+				sound(t, &k.node, false)
+			} else if k.items != nil || k.kids != nil {
+				t.Fatalf("kid %d of %d is left", i, len(n.items))
+			}
+		}
+	}
+	if len(n.items) > most || len(n.items) == 0 && !root {
+		t.Fatalf("a node of %d items, at most %d (inner: %t)", len(n.items), most, n.kids != nil)
+	}
+}
+
 func TestTree(t *testing.T) {
-	const rows = 40_000
+	const rows = 26_000
 	c := idsOnly(rows)
 	heads := map[string]func(i int) uint64{
 		"even":     func(i int) uint64 { return uint64(i+1) * 0xbf58476d1ce4e5b9 },
@@ -99,14 +118,17 @@ func TestTree(t *testing.T) {
 				}
 				if step%2500 == 0 {
 					m.equal(t, c, &x, p)
+					sound(t, &x.root, true)
 				}
 			}
 			m.equal(t, c, &x, point{})
+			sound(t, &x.root, true)
 			for _, v := range old {
 				v.equal(t, c, &v.tree, point{})
 			}
 			planted := plant(c, m)
 			m.equal(t, c, &planted, point{})
+			sound(t, &planted.root, true)
 			for len(m) > 0 {
 				p := point{m[0].head(), c.idAt(m[0].at)}
 				planted.delete(c, &p)
