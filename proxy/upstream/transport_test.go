@@ -48,8 +48,10 @@ func newServer(t *testing.T, ln net.Listener, f func(n int32, r *http.Request) s
 	s := &server{ln: ln, f: f}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	open := map[net.Conn]bool{}
+	open := map[net.Conn]bool{} // nil: it is over
+	wg.Add(1)                   // whoever accepts counts, too: one more may come in the moment of the end
 	go func() {
+		defer wg.Done()
 		for {
 			c, err := ln.Accept()
 			if err != nil {
@@ -57,7 +59,11 @@ func newServer(t *testing.T, ln net.Listener, f func(n int32, r *http.Request) s
 			}
 			s.conns.Add(1)
 			mu.Lock()
-			open[c] = true
+			if open == nil {
+				_ = c.Close()
+			} else {
+				open[c] = true
+			}
 			mu.Unlock()
 			wg.Add(1)
 			go func() {
@@ -92,6 +98,7 @@ func newServer(t *testing.T, ln net.Listener, f func(n int32, r *http.Request) s
 		for c := range open {
 			_ = c.Close()
 		}
+		open = nil
 		mu.Unlock()
 		wg.Wait()
 	})
