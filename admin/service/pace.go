@@ -6,19 +6,19 @@ import "time"
 const (
 	freeFor     = 10 * time.Millisecond
 	pauseFor    = time.Millisecond // what Go sleeps when it is asked for less
-	restPerWork = 12               // so a pause comes after some 80 µs of work
+	restPerWork = 9                // so a pause comes after some 110 µs of work
 
 	// stepRest is the longest pause after a step of the whole cluster. Where a step takes longer, it waits for disks and not for processors.
-	stepRest = 5 * time.Millisecond
+	stepRest = 12 * time.Millisecond
 
 	// gentleFor is how long a change may take before it hurries, so that what is larger is done within bulkTimeout, and what is not so large
 	// within a minute also where the processors have much else to do.
-	gentleFor = 40 * time.Second
+	gentleFor = 45 * time.Second
 	hurry     = 8 // times less rest
 )
 
 // Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: while there are any, it takes
-// a thirteenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
+// a tenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
 // waits for each thread before it lets any go on, for that one, too.) The zero value never rests.
 type Pace struct {
 	busy  func() bool
@@ -77,7 +77,7 @@ func (p *Pace) RestAfter(step time.Duration) {
 	case time.Since(p.began) > gentleFor:
 		d /= hurry
 	case !p.busy():
-		d /= 2
+		d /= 4
 	}
 	time.Sleep(d)
 }
