@@ -115,6 +115,7 @@ func TestEarlyAnswer(t *testing.T) {
 	if resp.StatusCode != 413 || string(b) != "big" || err != nil || !resp.Close {
 		t.Errorf("got %d %q %v", resp.StatusCode, b, err)
 	}
+	_ = c.Close()
 	waitFor(t, func() bool { return s.Conns() == 0 })
 }
 
@@ -172,10 +173,10 @@ func TestUnreadBody(t *testing.T) {
 			set(o, u, p)
 			o.Handler = fixed(401, strings.Repeat("no", 5000))
 		})
-		for _, head := range []string{"Content-Length: 500000", "Transfer-Encoding: chunked"} {
+		for _, head := range []string{"Content-Length: 9000000", "Transfer-Encoding: chunked"} {
 			c := dial(t, addr)
-			fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n7a120\r\n", head)
-			if _, err := c.Write(bytes.Repeat([]byte("x"), 500_000)); err != nil {
+			fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n895440\r\n", head)
+			if _, err := c.Write(bytes.Repeat([]byte("x"), 9_000_000)); err != nil {
 				t.Fatal(err)
 			}
 			got, err := io.ReadAll(c)

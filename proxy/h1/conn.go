@@ -421,11 +421,11 @@ func (c *conn) refuse(fd int, reason error) {
 	x.Reset()
 }
 
-// Lingering: how much and how long a client may still send after the last answer, so that the kernel does not reset the
-// connection before the answer was read.
+// Lingering: how long a client may still send after the last answer, in all and without sending anything, so that the kernel does not reset
+// the connection before the answer was read. These are nginx's times.
 const (
-	lingerBytes = 1 << 20
-	lingerTime  = 2 * time.Second
+	lingerTime = 30 * time.Second
+	lingerIdle = 5 * time.Second
 )
 
 func (c *conn) lingerClose() {
@@ -433,12 +433,10 @@ func (c *conn) lingerClose() {
 		return
 	}
 	c.take()
-	_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
-	for n := 0; n < lingerBytes; {
-		k, err := c.nc.Read(c.w.in)
-		if err != nil {
+	for end := time.Now().Add(lingerTime); ; {
+		_ = c.nc.SetReadDeadline(time.Now().Add(min(lingerIdle, time.Until(end))))
+		if _, err := c.nc.Read(c.w.in); err != nil {
 			return
 		}
-		n += k
 	}
 }
