@@ -107,6 +107,32 @@ func TestHandOverFails(t *testing.T) {
 	f.do(t, request(t, "GET", f.url, nil))
 }
 
+// TestCloseWhenHeirGoes: whoever closes while its heir goes is not left reading.
+func TestCloseWhenHeirGoes(t *testing.T) {
+	for i := range 200 {
+		f := start(t, tell, nil)
+		f.do(t, request(t, "GET", f.url, nil))
+		var sockets listen.Inherited
+		err := f.listener.Socket(func(name string, fd int) error {
+			copied, err := unix.Dup(fd)
+			sockets.Add(name, copied)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.listener.Stop()
+		gone := make(chan struct{})
+		go func() {
+			sockets.Close()
+			close(gone)
+		}()
+		time.Sleep(time.Duration(i%40) * 2 * time.Microsecond) // at any moment of it
+		f.listener.Close()
+		<-gone
+	}
+}
+
 func inherit(t *testing.T, serve func(*exchange.Exchange), from *listen.Inherited) *fixture {
 	t.Helper()
 	f := &fixture{handler: &handler{serve: serve}, gate: &gate{}, client: newClient()}

@@ -37,6 +37,8 @@ type socket struct {
 	buf      []byte // of relayed packets
 }
 
+var longAgo = time.Unix(1, 0)
+
 const (
 	idLength  = 8 // bytes of a connection id
 	relayed   = "relay"
@@ -110,7 +112,7 @@ func (s *socket) handOver() bool {
 		return false
 	}
 	s.over.Store(true)
-	_ = s.UDPConn.SetReadDeadline(time.Unix(1, 0)) // ends the read that is under way
+	_ = s.UDPConn.SetReadDeadline(longAgo) // ends the read that is under way
 	return true
 }
 
@@ -170,11 +172,11 @@ func (s *socket) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 				s.over.Store(false)
 				s.heir.Store(nil)
 				_ = heir.Close()
-				_ = s.UDPConn.SetReadDeadline(time.Time{})
+				s.readOn()
 				continue
 			}
-		} else {
-			n, err = s.batch.ReadBatch(ms, flags)
+		} else if n, err = s.batch.ReadBatch(ms, flags); os.IsTimeout(err) {
+			s.readOn()
 		}
 		if s.heir.Load() != nil || s.ancestor.Load() != nil {
 			n = s.sort(ms[:max(n, 0)])
@@ -182,6 +184,14 @@ func (s *socket) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 		if n > 0 || err != nil && (s.closing.Load() || !os.IsTimeout(err)) {
 			return n, err
 		}
+	}
+}
+
+// readOn takes back the deadline that has ended a read, unless there is a reason for it again.
+func (s *socket) readOn() {
+	_ = s.UDPConn.SetReadDeadline(time.Time{})
+	if s.closing.Load() || s.over.Load() && s.heir.Load() != nil {
+		_ = s.UDPConn.SetReadDeadline(longAgo)
 	}
 }
 
