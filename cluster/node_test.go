@@ -28,7 +28,7 @@ func fast() Tuning {
 		HeartbeatTimeout: 400 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond, LeaderLease: 350 * time.Millisecond,
 		StabilizationTime: 200 * time.Millisecond, SnapshotInterval: 50 * time.Millisecond,
 		// A busy machine makes nodes lose sight of each other, and its disk take long.
-		LeaderWait: time.Minute, QuorumWait: 20 * time.Second, WriteStall: time.Minute,
+		LeaderWait: time.Minute, QuorumWait: 12 * time.Second, WriteStall: time.Minute,
 	}
 }
 

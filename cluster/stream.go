@@ -36,6 +36,9 @@ type transportLayer struct {
 	rpcs chan raft.RPC
 	done chan struct{}
 	once sync.Once
+
+	beats  sync.RWMutex // held for reading while a heartbeat is handled
+	closed bool
 }
 
 func newTransportLayer(s stream, log hclog.Logger, timeout time.Duration) *transportLayer {
@@ -76,8 +79,29 @@ func (t *transportLayer) elect() {
 	})
 }
 
-// Close implements raft.WithClose; raft calls it, too.
+// SetHeartbeatHandler implements raft.Transport.
+func (t *transportLayer) SetHeartbeatHandler(handle func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(t.untilClosed(handle))
+}
+
+// untilClosed is for heartbeats, which raft handles beside its own goroutines and does not wait for: one that was still about to note a new term in
+// a store that had been closed ended the process.
+func (t *transportLayer) untilClosed(handle func(raft.RPC)) func(raft.RPC) {
+	return func(rpc raft.RPC) {
+		t.beats.RLock()
+		defer t.beats.RUnlock()
+		if !t.closed {
+			handle(rpc)
+		}
+	}
+}
+
+// Close implements raft.WithClose; raft calls it, too. No heartbeat is handled when it has returned.
 func (t *transportLayer) Close() error {
 	t.once.Do(func() { close(t.done) })
-	return t.NetworkTransport.Close()
+	err := t.NetworkTransport.Close()
+	t.beats.Lock()
+	defer t.beats.Unlock()
+	t.closed = true
+	return err
 }
