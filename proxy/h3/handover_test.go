@@ -50,16 +50,8 @@ func TestHandOver(t *testing.T) {
 	defer res.Body.Close()
 	for _, name := range []string{"1", "2"} {
 		old := owners[len(owners)-1]
-		var sockets listen.Inherited
-		err := old.listener.Socket(func(name string, fd int) error {
-			copied, err := unix.Dup(fd)
-			sockets.Add(name, copied)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		owners = append(owners, inherit(t, named(name), &sockets))
+		sockets := give(t, old)
+		owners = append(owners, inherit(t, named(name), sockets))
 		old.listener.Stop()
 	}
 	go func() {
@@ -92,15 +84,7 @@ func TestHandOver(t *testing.T) {
 func TestHandOverFails(t *testing.T) {
 	f := start(t, tell, nil)
 	f.do(t, request(t, "GET", f.url, nil))
-	var sockets listen.Inherited
-	err := f.listener.Socket(func(name string, fd int) error {
-		copied, err := unix.Dup(fd)
-		sockets.Add(name, copied)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := give(t, f)
 	f.listener.Stop()
 	time.Sleep(20 * time.Millisecond)
 	sockets.Close()
@@ -112,15 +96,7 @@ func TestCloseWhenHeirGoes(t *testing.T) {
 	for i := range 200 {
 		f := start(t, tell, nil)
 		f.do(t, request(t, "GET", f.url, nil))
-		var sockets listen.Inherited
-		err := f.listener.Socket(func(name string, fd int) error {
-			copied, err := unix.Dup(fd)
-			sockets.Add(name, copied)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		sockets := give(t, f)
 		f.listener.Stop()
 		gone := make(chan struct{})
 		go func() {
@@ -131,6 +107,21 @@ func TestCloseWhenHeirGoes(t *testing.T) {
 		f.listener.Close()
 		<-gone
 	}
+}
+
+// give is what another process would inherit.
+func give(t *testing.T, f *fixture) *listen.Inherited {
+	t.Helper()
+	sockets := &listen.Inherited{}
+	err := f.listener.Socket(func(name string, fd int) error {
+		copied, err := unix.Dup(fd)
+		sockets.Add(name, copied)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sockets
 }
 
 func inherit(t *testing.T, serve func(*exchange.Exchange), from *listen.Inherited) *fixture {
