@@ -109,10 +109,7 @@ func TestSingleUseTokenAdmitsOneNode(t *testing.T) {
 			t.Errorf("refused with %v", err)
 		}
 	}
-	if joined == 0 && lost.Load() {
-		t.Skip("a machine so busy that the leader changed meanwhile")
-	}
-	if joined != 1 {
+	if joined > 1 || joined == 0 && !lost.Load() {
 		t.Errorf("%d nodes joined with one use", joined)
 	}
 	time.Sleep(2 * fast().StabilizationTime)
@@ -124,7 +121,7 @@ func TestSingleUseTokenAdmitsOneNode(t *testing.T) {
 				nonvoters++
 			}
 		}
-		if len(s.Nodes) != 4 || nonvoters != 1 {
+		if len(s.Nodes) != 3+nonvoters || nonvoters > 1 || nonvoters < joined {
 			return fmt.Errorf("status: %+v", s)
 		}
 		return nil
