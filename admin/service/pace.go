@@ -6,7 +6,7 @@ import "time"
 const (
 	freeFor     = 10 * time.Millisecond
 	pauseFor    = time.Millisecond // what Go sleeps when it is asked for less
-	restPerWork = 9                // so a pause comes after some 110 µs of work
+	restPerWork = 16               // so a pause comes after some 60 µs of work
 
 	// stepRest is the longest pause after a step of the whole cluster. Where a step takes longer, it waits for disks and not for processors.
 	stepRest = 12 * time.Millisecond
@@ -14,11 +14,11 @@ const (
 	// gentleFor is how long a change may take before it hurries, so that what is larger is done within bulkTimeout, and what is not so large
 	// within a minute also where the processors have much else to do.
 	gentleFor = 45 * time.Second
-	hurry     = 8 // times less rest
+	hurry     = 16 // times less rest
 )
 
 // Pace keeps the work of a goroutine on a large change from being felt by the requests that the node proxies: while there are any, it takes
-// a tenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
+// a sixteenth of one processor, in portions that are short beside a request's time. (A thread of low priority would not do: the collector
 // waits for each thread before it lets any go on, for that one, too.) The zero value never rests.
 type Pace struct {
 	busy  func() bool

@@ -30,11 +30,11 @@ func TestPace(t *testing.T) {
 		work       float64
 		longest    time.Duration
 	}{
-		{"busy", true, time.Second, 10 * time.Microsecond, 0, 1. / 10, 120 * time.Microsecond},
-		{"pauses take longer", true, time.Second, 10 * time.Microsecond, time.Millisecond, 1. / 10, 240 * time.Microsecond},
-		{"pauses take much longer", true, time.Second, 10 * time.Microsecond, 20 * time.Millisecond, 1. / 37, 570 * time.Microsecond},
+		{"busy", true, time.Second, 10 * time.Microsecond, 0, 1. / 17, 70 * time.Microsecond},
+		{"pauses take longer", true, time.Second, 10 * time.Microsecond, time.Millisecond, 1. / 17, 140 * time.Microsecond},
+		{"pauses take much longer", true, time.Second, 10 * time.Microsecond, 20 * time.Millisecond, 1. / 64, 330 * time.Microsecond},
 		{"long steps", true, time.Second, 20 * time.Millisecond, 0, 20. / 21, 20 * time.Millisecond},
-		{"after a while it hurries", true, gentleFor, 10 * time.Microsecond, 0, 8. / 17, 900 * time.Microsecond},
+		{"after a while it hurries", true, gentleFor, 10 * time.Microsecond, 0, 1. / 2, 1100 * time.Microsecond},
 		{"nobody is there", false, time.Second, 10 * time.Microsecond, 0, 1, 0},
 	} {
 		p := &Pace{busy: func() bool { return c.busy }}
