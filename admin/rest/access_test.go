@@ -159,7 +159,7 @@ func TestReadOnlyEverywhere(t *testing.T) {
 			path = path[:i] + "x" + path[i+strings.IndexByte(path[i:], '}')+1:]
 		}
 		for method := range strings.SplitSeq(reader.send("OPTIONS "+path).Header.Get("Allow"), ", ") {
-			if method == "GET" || method == "HEAD" || method == "OPTIONS" || harmless[method+" "+path] {
+			if method == "GET" || method == "HEAD" || method == "OPTIONS" || harmless[method+" "+path] || strings.Contains(path, "/filter-chains") { // which nobody may
 				continue
 			}
 			tried++

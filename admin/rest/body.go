@@ -25,6 +25,8 @@ type statusError struct {
 
 func (e *statusError) Error() string { return e.message }
 
+func notAllowed() error { return &statusError{http.StatusMethodNotAllowed, "Method not allowed", ""} }
+
 func malformed(message string) *service.Error {
 	return &service.Error{Kind: service.Malformed, Message: message}
 }

@@ -22,14 +22,16 @@ type LogLevel struct {
 	Var   *slog.LevelVar
 	Name  func(slog.Level) string         // in Kong's words
 	Parse func(string) (slog.Level, bool) // the reverse
+	// Tell has the other nodes do the same; nil: there are none. The error joins those of the nodes that did not.
+	Tell func(name string, seconds int) error
 
 	mu    sync.Mutex
 	back  *time.Timer // nil: the level is the one of the settings
 	usual slog.Level
 }
 
-// set changes the level and, after d, changes it back; with d 0 at once.
-func (l *LogLevel) set(level slog.Level, d time.Duration) {
+// Set changes the level and, after d, changes it back; with d 0 at once.
+func (l *LogLevel) Set(level slog.Level, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.back != nil {
@@ -69,7 +71,9 @@ func (a *API) debugRoutes() {
 		l := a.o.Info.LogLevel
 		return answer{status: http.StatusOK, body: errorBody{Message: "log level: " + l.Name(l.Var.Level())}}, nil
 	})
-	a.router.add(http.MethodPut, "/debug/node/log-level/{log_level}", a.needs(service.OperateNode, a.setLogLevel))
+	for of, all := range map[string]bool{"node": false, "cluster": true} {
+		a.router.add(http.MethodPut, "/debug/"+of+"/log-level/{log_level}", a.needs(service.OperateNode, func(c *call) (answer, error) { return a.setLogLevel(c, all) }))
+	}
 }
 
 // timers has the members of Kong's answer. What Kong does on timers is done by goroutines here, which are counted instead.
@@ -85,7 +89,8 @@ func timers(*call) (answer, error) {
 	}}, nil
 }
 
-func (a *API) setLogLevel(c *call) (answer, error) {
+// setLogLevel changes the level of this node, or of all.
+func (a *API) setLogLevel(c *call, all bool) (answer, error) {
 	name, l := c.params[0], a.o.Info.LogLevel
 	level, ok := l.Parse(name)
 	if !ok {
@@ -106,12 +111,18 @@ func (a *API) setLogLevel(c *call) (answer, error) {
 		}
 		d = time.Duration(math.Ceil(seconds)) * time.Second
 	}
-	if l.Var.Level() == level {
-		return answer{status: http.StatusOK, body: errorBody{Message: "log level is already " + name}}, nil
+	message := "log level is already " + name
+	if l.Var.Level() != level {
+		l.Set(level, d)
+		a.o.Log.Warn("log level changed through the Admin API", "level", name, "for", d.String(), "client", c.r.RemoteAddr)
+		message = "log level changed"
 	}
-	l.set(level, d)
-	a.o.Log.Warn("log level changed through the Admin API", "level", name, "for", d.String(), "client", c.r.RemoteAddr)
-	return answer{status: http.StatusOK, body: errorBody{Message: "log level changed"}}, nil
+	if all && l.Tell != nil {
+		if err := l.Tell(name, int(d/time.Second)); err != nil {
+			return answer{}, &statusError{http.StatusInternalServerError, "failed broadcasting to cluster: " + err.Error(), "the nodes that are not named have the level"}
+		}
+	}
+	return answer{status: http.StatusOK, body: errorBody{Message: message}}, nil
 }
 
 // argument is a value of a body as text.

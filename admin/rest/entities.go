@@ -34,8 +34,18 @@ func (a *API) entityRoutes() {
 				continue
 			}
 			if d.Endpoints == entity.AllEndpoints {
-				a.owned(item+"/"+f.Name, service.Upsert, func(p []string) service.Target {
+				owner := func(p []string) service.Target {
 					return service.Target{Entity: f.Ref, Parent: &service.Parent{Entity: d.Schema.Name, Ref: p[0], Field: f.Name, Owner: true}}
+				}
+				a.owned(item+"/"+f.Name, service.Upsert, owner)
+				a.router.add(http.MethodDelete, item+"/"+f.Name, func(c *call) (answer, error) {
+					if err := a.o.Service.AuthorizeWrite(c.r.Context(), owner(c.params)); err != nil {
+						return answer{}, err
+					}
+					if _, err := a.o.Service.Get(c.r.Context(), owner(c.params)); err != nil {
+						return answer{}, err // Kong looks before it refuses
+					}
+					return answer{}, notAllowed()
 				})
 			}
 			under := func(p []string) *service.Parent {

@@ -27,6 +27,9 @@ func (a *API) nodeRoutes() {
 	a.router.add(http.MethodGet, "/robots.txt", func(*call) (answer, error) {
 		return answer{status: http.StatusOK, body: "User-agent: *\nDisallow: /"}, nil
 	})
+	a.router.add(http.MethodGet, "/status/dns", func(*call) (answer, error) {
+		return answer{}, &statusError{http.StatusNotImplemented, "not implemented with the legacy DNS client", ""}
+	})
 	// Kong with a database refuses these with 400 and these texts; clients test for them.
 	refuse := func(text string) handler {
 		return func(*call) (answer, error) { return answer{}, malformed(text) }
@@ -59,16 +62,27 @@ func (a *API) root(c *call) (answer, error) {
 		available[p.Name] = map[string]any{"version": version, "priority": p.Priority}
 	}
 	configuration := map[string]any{
-		"proxy_listeners": []any{}, "admin_listeners": []any{}, "status_listeners": []any{}, "stream_listeners": map[string]any{},
+		"proxy_listeners": []any{}, "admin_listeners": []any{}, "admin_gui_listeners": []any{}, "status_listeners": []any{},
+		"stream_listeners": map[string]any{},
 	}
-	for k, v := range a.o.Info.Configuration {
-		configuration[k] = v
-		if text, ok := v.(string); ok && strings.HasSuffix(k, "_listen") && configuration[k+"ers"] != nil {
-			if list := listeners(text); len(list) > 0 {
-				configuration[k+"ers"] = list // without stream listeners Kong shows {}
+	if a.o.Info.Configuration != nil {
+		for k, v := range a.o.Info.Configuration() {
+			configuration[k] = v
+			if list, ok := v.([]string); ok && strings.HasSuffix(k, "_listen") {
+				if list := listeners(list); len(list) > 0 {
+					configuration[k+"ers"] = list // without stream listeners Kong shows {}
+				}
 			}
 		}
 	}
+	if l := a.o.Info.LogLevel; l != nil {
+		configuration["log_level"] = l.Name(l.Var.Level()) // of now
+	}
+	loaded := map[string]bool{}
+	for name := range available {
+		loaded[name] = true
+	}
+	configuration["loaded_plugins"] = loaded
 	// To clients "postgres" means that entities can be written through this API.
 	for k, v := range map[string]any{"database": "postgres", "router_flavor": "traditional_compatible", "role": "traditional", "wasm": false} {
 		configuration[k] = v
@@ -96,9 +110,9 @@ func (a *API) ownID() string {
 }
 
 // listeners is a *_listen setting in the form of Kong's *_listeners.
-func listeners(text string) []any {
+func listeners(listen []string) []any {
 	list := []any{}
-	for one := range strings.SplitSeq(text, ",") {
+	for _, one := range listen {
 		words := strings.Fields(one)
 		if len(words) == 0 || words[0] == "off" {
 			continue

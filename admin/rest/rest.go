@@ -36,8 +36,8 @@ type Plugin struct {
 type Info struct {
 	NodeID        string // without a Cluster, which knows better: joining gives a node a new id
 	Hostname      string
-	Version       string         // of this program; clients of Kong see KongVersion
-	Configuration map[string]any // settings by their kong.conf names, secrets masked
+	Version       string                // of this program; clients of Kong see KongVersion
+	Configuration func() map[string]any // settings by their kong.conf names, secrets masked
 	Counters      func() Counters
 	Ready         func() error // nil: traffic may be sent to this node
 	// Metrics is the text of GET /metrics; nil: the path is absent.
@@ -80,6 +80,7 @@ func New(o Options) *API {
 	a.debugRoutes()
 	a.traceRoutes()
 	a.schemaRoutes()
+	a.wasmRoutes()
 	a.entityRoutes()
 	a.groupRoutes()
 	a.apiRoutes()
@@ -222,7 +223,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err err
 	handle := e.methods[method]
 	if handle == nil {
 		w.Header().Set("Allow", strings.Join(e.allow(), ", "))
-		return answer{}, &statusError{http.StatusMethodNotAllowed, "Method not allowed", ""}
+		return answer{}, notAllowed()
 	}
 	if text := r.Header.Get("X-Min-Config-Index"); text != "" {
 		index, err := strconv.ParseUint(text, 10, 64)

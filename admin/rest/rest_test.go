@@ -1,6 +1,7 @@
 package rest_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,8 +54,10 @@ func newGateway() *gateway {
 	})
 	g.api = rest.New(rest.Options{Service: g.service, Guard: auth.NewGuard(auth.GuardOptions{}), Door: auth.NewDoor(auth.DoorOptions{Tokens: g.service}), Cluster: &fakeCluster{}, Balancer: fakeBalancer{}, Tracer: fakeTracer{}, ACME: noOrders{acme.New()}, Plugins: plugins, Info: rest.Info{
 		Hostname: "test", Version: "0.1.0",
-		Configuration: map[string]any{"proxy_listen": "0.0.0.0:8000, 0.0.0.0:8443 http2 ssl", "admin_listen": "off"},
-		Counters:      func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
+		Configuration: func() map[string]any {
+			return map[string]any{"proxy_listen": []string{"0.0.0.0:8000", "0.0.0.0:8443 http2 ssl"}, "admin_listen": []string{"off"}, "log_level": "notice"}
+		},
+		Counters: func() rest.Counters { return rest.Counters{Active: 1, Accepted: 2, Requests: 3} },
 	}})
 	return g
 }
@@ -253,34 +256,48 @@ func TestDrain(t *testing.T) {
 // TestLogLevel: the level changes for a while and then is what it was.
 func TestLogLevel(t *testing.T) {
 	g := newGateway()
-	level := new(slog.LevelVar)
+	level, told := new(slog.LevelVar), ""
 	names := map[string]slog.Level{"info": slog.LevelInfo, "debug": slog.LevelDebug, "error": slog.LevelError}
 	name := func(l slog.Level) string { return strings.ToLower(l.String()) }
 	g.api = rest.New(rest.Options{Service: g.service, Info: rest.Info{LogLevel: &rest.LogLevel{
 		Var: level, Name: name, Parse: func(s string) (slog.Level, bool) { l, ok := names[s]; return l, ok },
+		Tell: func(name string, seconds int) error {
+			if told = fmt.Sprint(name, " ", seconds); name == "error" {
+				return errors.New("n2: away")
+			}
+			return nil
+		},
 	}}})
 	for _, c := range []struct {
 		method, path, body string
 		status             int
-		want               string
+		want, of, told     string
 	}{
-		{"GET", "", "", 200, "log level: info"},
-		{"PUT", "/nonsense", "", 400, "unknown log level: nonsense"},
-		{"PUT", "/info", "", 200, "log level is already info"},
-		{"PUT", "/debug?timeout=-1", "", 400, "timeout must be greater than or equal to 0"},
-		{"PUT", "/debug?timeout=x", "", 400, "timeout must be a number of seconds"},
-		{"PUT", "/debug", `{"timeout":1e300}`, 400, "timeout must be a number of seconds"},
-		{"GET", "", "", 200, "log level: info"},
-		{"PUT", "/debug", "", 200, "log level changed"},
-		{"GET", "", "", 200, "log level: debug"},
-		{"PUT", "/error", `{"timeout":60}`, 200, "log level changed"},
-		{"PUT", "/debug?timeout=0", "", 200, "log level changed"},
+		{"GET", "", "", 200, "log level: info", "", ""},
+		{"PUT", "/nonsense", "", 400, "unknown log level: nonsense", "", ""},
+		{"PUT", "/info", "", 200, "log level is already info", "", ""},
+		{"PUT", "/debug?timeout=-1", "", 400, "timeout must be greater than or equal to 0", "", ""},
+		{"PUT", "/debug?timeout=x", "", 400, "timeout must be a number of seconds", "", ""},
+		{"PUT", "/debug", `{"timeout":1e300}`, 400, "timeout must be a number of seconds", "", ""},
+		{"GET", "", "", 200, "log level: info", "", ""},
+		{"PUT", "/debug", "", 200, "log level changed", "", ""},
+		{"GET", "", "", 200, "log level: debug", "", ""},
+		{"PUT", "/error", `{"timeout":60}`, 200, "log level changed", "", ""},
+		{"PUT", "/debug", "", 200, "log level changed", "cluster", "debug 60"},
+		{"PUT", "/debug", `{"timeout":7}`, 200, "log level is already debug", "cluster", "debug 7"},
+		{"PUT", "/nonsense", "", 400, "unknown log level: nonsense", "cluster", ""},
+		{"PUT", "/error?timeout=5", "", 500, "failed broadcasting to cluster: n2: away", "cluster", "error 5"},
+		{"PUT", "/debug?timeout=0", "", 200, "log level changed", "", ""},
 	} {
-		resp := g.request(c.method, "/debug/node/log-level"+c.path, "application/json", c.body)
+		resp := g.request(c.method, "/debug/"+cmp.Or(c.of, "node")+"/log-level"+c.path, "application/json", c.body)
 		var e struct{ Message string }
 		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || resp.StatusCode != c.status || e.Message != c.want {
 			t.Errorf("%s %s: %d %q %v", c.method, c.path, resp.StatusCode, e.Message, err)
 		}
+		if told != c.told {
+			t.Errorf("%s %s: others are told %q", c.method, c.path, told)
+		}
+		told = ""
 	}
 	for deadline := time.Now().Add(60 * time.Second); level.Level() != slog.LevelInfo; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

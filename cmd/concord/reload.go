@@ -50,6 +50,7 @@ func (n *node) reload() (lines []string, err error) {
 		n.front.use(n.newHandler(next), next)
 	}
 	n.live = next
+	n.shown.Store(next)
 	for _, key := range live {
 		lines = append(lines, key+": changed")
 		n.notice("reload: changed", "setting", key)

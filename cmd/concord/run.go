@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,8 +44,9 @@ import (
 
 // node is a running gateway. Its parts are in the order in which they are made; stop goes the other way round.
 type node struct {
-	s     *settings.Settings // it was started with
-	live  *settings.Settings // of the last reload
+	s     *settings.Settings                // it was started with
+	live  *settings.Settings                // of the last reload
+	shown atomic.Pointer[settings.Settings] // live, for the Admin API
 	load  func() (*settings.Settings, []settings.Warning, error)
 	level *slog.LevelVar
 	keep  keep
@@ -103,6 +103,7 @@ func (c *cli) run(s *settings.Settings, from *succession) error {
 		return err
 	}
 	n := &node{s: s, live: s, load: c.load, from: from, level: new(slog.LevelVar), failed: make(chan error, 1)}
+	n.shown.Store(s)
 	var err error
 	if n.program, err = program(); err != nil {
 		return err
@@ -437,17 +438,15 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 			return err
 		}
 	}
+	level := &rest.LogLevel{Var: n.level, Name: settings.LevelName, Parse: settings.ParseLevel}
+	told := newTelling(n.balancer, level, n.cluster, n.compiler.Holder(), n.log)
 	options := rest.Options{
-		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: newHealth(n.balancer, n.cluster, n.compiler.Holder(), n.log), Tracer: &tracer{n.compiler.Holder(), n.balancer}, Plugins: described, Log: n.log,
+		Service: svc, Door: auth.NewDoor(auth.DoorOptions{Tokens: svc, Log: n.log}), Cluster: n.cluster, Balancer: told, Tracer: &tracer{n.compiler.Holder(), n.balancer}, Plugins: described, Log: n.log,
 		Guard: auth.NewGuard(auth.GuardOptions{Hosts: n.s.AdminAllowedHosts, Origins: n.s.AdminAllowedOrigins}),
 		Info: rest.Info{
 			NodeID: n.cluster.ID(), Hostname: hostname, Version: version, Counters: n.traffic,
-			LogLevel: &rest.LogLevel{Var: n.level, Name: settings.LevelName, Parse: settings.ParseLevel}, Ready: n.ready,
-			Configuration: map[string]any{
-				"prefix": n.s.Prefix, "log_level": settings.LevelName(n.s.LogLevel), "plugins": n.s.Plugins,
-				"proxy_listen": text(n.s.ProxyListen), "admin_listen": text(n.s.AdminListen), "status_listen": text(n.s.StatusListen),
-				"stream_listen": text(n.s.StreamListen),
-			},
+			LogLevel: level, Ready: n.ready,
+			Configuration: func() map[string]any { return n.shown.Load().Shown() },
 		},
 	}
 	if _, chosen := schemas["acme"]; chosen {
@@ -680,12 +679,6 @@ func addrs(list []listen.Spec) []string {
 }
 
 // text is the value of a *_listen key.
-func text(list []listen.Spec) string {
-	if len(list) == 0 {
-		return "off"
-	}
-	return strings.Join(addrs(list), ", ")
-}
 
 func orNone(s string) string {
 	if s == "" {

@@ -4,6 +4,9 @@ package schema
 // code are left out. Patterns are RE2.
 func (s *Schema) Describe() Record {
 	d := describeRecord(s.Fields, s.Shorthands, s.Checks)
+	if d["entity_checks"] == nil {
+		d["entity_checks"] = []any{}
+	}
 	for _, f := range d["fields"].([]any) {
 		for name, desc := range f.(Record) {
 			if f, ok := s.Field(name); ok && s.SubKey != "" && f.Type == RecordT && f.Fields == nil {

@@ -232,6 +232,11 @@ func TestPassiveHealth(t *testing.T) {
 		}
 		b.write("PUT", item(lost)+"/127.0.0.1:1/healthy", "", 404)
 		b.write("PUT", "/upstreams/app.up/targets/127.0.0.1:1/healthy", "", 404)
+
+		b.write("PUT", "/debug/cluster/log-level/debug", "", 200) // goes the same way to all nodes
+		for _, n := range b.Nodes {
+			expect(t, "log level", n.JSON("GET", "/debug/node/log-level", ""), 200, "message", "log level: debug")
+		}
 	})
 }
 

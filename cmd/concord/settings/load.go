@@ -49,7 +49,7 @@ type value struct{ text, source string }
 // Load reads the settings: arguments over CONCORD_* over KONG_* variables over the file over the defaults. An empty value
 // means the default. All bad keys are reported at once, joined KeyErrors. Keys that mean nothing come back as one Warning.
 func Load(args Args, environ []string) (*Settings, []Warning, error) {
-	s := &Settings{keys: map[string][32]byte{}}
+	s := &Settings{keys: map[string][32]byte{}, shown: map[string]any{}}
 	given := map[string]value{}
 	if err := s.readFile(args.Conf, given); err != nil {
 		return nil, nil, err
@@ -79,6 +79,7 @@ func Load(args Args, environ []string) (*Settings, []Warning, error) {
 		if !ok || v.text == "" {
 			v = value{k.Default, "by default"}
 		}
+		s.show(k, v.text)
 		text, err := v.text, error(nil)
 		reference := schema.IsVaultReference(text)
 		if reference {

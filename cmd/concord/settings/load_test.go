@@ -343,3 +343,27 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestShown: what GET / says of the settings has their types, Kong's other names for them, and no secret.
+func TestShown(t *testing.T) {
+	s, _, err := Load(Args{Conf: os.DevNull, Prefix: "/p"}, []string{
+		"KONG_ADMIN_LISTEN=127.0.0.1:8001, 127.0.0.1:8444 ssl", "KONG_STREAM_LISTEN=off", "KONG_UPSTREAM_KEEPALIVE_POOL_SIZE=7", "KONG_DNS_RESOLVER=127.0.0.1:53",
+		"KONG_ADMIN_REQUIRE_TOKEN=off", "KONG_SSL_CERT=/c.pem", "KONG_SSL_CERT_KEY=/secret.pem", "KONG_PLUGINS=bundled",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := s.Shown()
+	for key, want := range map[string]any{
+		"prefix": "/p", "admin_listen": []string{"127.0.0.1:8001", "127.0.0.1:8444 ssl"}, "stream_listen": []string{"off"}, "upstream_keepalive_pool_size": 7.0,
+		"dns_resolver": []string{"127.0.0.1:53"}, "resolver_address": []string{"127.0.0.1:53"}, "admin_require_token": false, "ssl_cert": "/c.pem", "ssl_cert_key": "******",
+		"plugins": []string{"bundled"}, "log_level": "notice", "node_name": nil,
+	} {
+		if diff := cmp.Diff(want, shown[key]); diff != "" {
+			t.Errorf("%s: %s", key, diff)
+		}
+	}
+	if text, err := json.Marshal(shown); err != nil || strings.Contains(string(text), "secret.pem") {
+		t.Errorf("%s %v", text, err)
+	}
+}

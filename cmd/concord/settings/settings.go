@@ -103,7 +103,8 @@ type Settings struct {
 	UpgradeTimeout      time.Duration // how long a new process may take to be ready
 	UpgradeDrainTimeout time.Duration // how long the old one goes on serving what has begun
 
-	keys map[string][32]byte // hash of each key's text, to see what a reload changed without keeping secrets twice
+	shown map[string]any
+	keys  map[string][32]byte // hash of each key's text, to see what a reload changed without keeping secrets twice
 }
 
 // Secret is a value that prints redacted in every format, JSON and slog included. Use Reveal to get at it.
