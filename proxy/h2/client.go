@@ -107,7 +107,7 @@ func (c *clientConn) head(id uint32, end bool) error {
 		if err := c.stray(id); err != nil || c.wasReset(id) {
 			return err
 		}
-		return &connError{StreamClosed, "HEADERS on a closed stream (RFC 9113 §5.1)"}
+		return errClosedStream
 	}
 	h := &c.conn.head
 	switch {

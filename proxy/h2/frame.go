@@ -77,6 +77,8 @@ type connError struct {
 	reason string
 }
 
+var errClosedStream = &connError{StreamClosed, "HEADERS on a closed stream (RFC 9113 §5.1)"}
+
 func (e *connError) Error() string { return "h2: " + e.code.String() + ": " + e.reason }
 
 // streamError ends one stream (RFC 9113 §5.4.2).

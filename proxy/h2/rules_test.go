@@ -334,6 +334,22 @@ func TestConnectionErrors(t *testing.T) {
 	}
 }
 
+// TestHeadersOnAClosedStream: a stream is closed by its two ends, even while its handler has something left to do.
+func TestHeadersOnAClosedStream(t *testing.T) {
+	stop := make(chan struct{})
+	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: echo, finish: func() { <-stop }}})
+	defer close(stop)
+	c := dialRaw(t, addr).hello()
+	c.headers(1, true, getFields...)
+	if a := c.await(1); a.status != "200" || !a.end {
+		t.Fatalf("%+v", a)
+	}
+	c.headers(1, true, getFields...)
+	if a := c.await(1); a.goaway == nil || a.goaway.ErrCode != http2.ErrCodeStreamClosed {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestWrongBeginnings(t *testing.T) {
 	for name, first := range map[string]string{
 		"HTTP/1.1":       "GET / HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -206,7 +206,7 @@ func (c *serverConn) head(id uint32, end bool) error {
 		if c.wasReset(id) {
 			return nil // trailers that were on their way
 		}
-		return &connError{StreamClosed, "HEADERS on a closed stream (RFC 9113 §5.1)"}
+		return errClosedStream
 	}
 	c.maxID = id
 	if c.draining == drainNotice && c.keep.now() >= c.idleBy {
@@ -283,6 +283,8 @@ func (c *serverConn) discard(s *serverStream) {
 func (c *serverConn) trailers(s *stream, end bool) error {
 	h := &c.conn.head
 	switch {
+	case s.recvEnd && s.sentEnd && s.err == nil: // closed, though its handler has not returned
+		return errClosedStream
 	case s.recvEnd, s.wasReset():
 		return &streamError{StreamClosed, "HEADERS behind the end of the stream"}
 	case s.err != nil:
