@@ -94,8 +94,8 @@ func TestResponseHeaders(t *testing.T) {
 	}{
 		{"default", nil, "", map[string]string{"Via": "1.1 concord/1.2.3", "Server": "concord/1.2.3", "X-Kong-Upstream-Latency": "*", "X-Kong-Proxy-Latency": "*",
 			"X-Kong-Response-Latency": "", "X-Kong-Request-Id": "*", "X-Kong-Upstream-Status": ""}},
-		{"the upstream's own", nil, "Server: echo 1\r\nVia: 1.1 up\r\nX-Kong-Proxy-Latency: 99999999\r\nConnection: X-Hop\r\nX-Hop: 1\r\n",
-			map[string]string{"Via": "1.1 up, 1.1 concord/1.2.3", "Server": "echo 1", "X-Hop": ""}},
+		{"the upstream's own", nil, "Server: echo 1\r\nVia: 1.0 a\r\nVia: 1.1 up\r\nX-Kong-Proxy-Latency: 99999999\r\nConnection: X-Hop\r\nX-Hop: 1\r\n",
+			map[string]string{"Via": "1.0 a, 1.1 up, 1.1 concord/1.2.3", "Server": "echo 1", "X-Hop": ""}},
 		{"off", []string{"off"}, "", map[string]string{"Via": "", "Server": "", "X-Kong-Upstream-Latency": "", "X-Kong-Proxy-Latency": "", "X-Kong-Request-Id": ""}},
 		{"some", []string{"X-Kong-Upstream-Status", "via"}, "", map[string]string{"Via": "1.1 concord/1.2.3", "Server": "", "X-Kong-Upstream-Status": "200", "X-Kong-Proxy-Latency": ""}},
 	} {

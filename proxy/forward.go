@@ -290,9 +290,10 @@ func (h *Handler) checkProtocol(x *exchange.Exchange, r *run) error {
 			}}
 		}
 	case https && !http && !exchange.EqualFold(r.scheme(x), "https"):
-		if status := x.Route.HTTPSRedirectStatusCode; status != 426 && status != 0 {
-			location := "https://" + hostOnly(h.forwarded(x, r, "X-Forwarded-Host", x.Request.Host)) + x.Request.Target
-			return &plugin.Exit{Status: status, Header: []exchange.Field{{Name: "Location", Value: location}}}
+		host := hostOnly(h.forwarded(x, r, "X-Forwarded-Host", x.Request.Host))
+		// There is no URL for "OPTIONS *", nor without a host, as HTTP/1.0 may come.
+		if status := x.Route.HTTPSRedirectStatusCode; status != 426 && status != 0 && host != "" && strings.HasPrefix(x.Request.Target, "/") {
+			return &plugin.Exit{Status: status, Header: []exchange.Field{{Name: "Location", Value: "https://" + host + x.Request.Target}}}
 		}
 		return &plugin.Exit{
 			Status: 426, Body: "Please use HTTPS protocol",

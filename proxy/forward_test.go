@@ -145,6 +145,12 @@ func TestProtocolCheck(t *testing.T) {
 			t.Errorf("%s: %d %q %s: %q", c.path, a.StatusCode, a.body, c.header, a.Header.Get(c.header))
 		}
 	}
+	options := route("options", 301, "https")
+	options.Paths, options.Methods = nil, []string{"OPTIONS"}
+	g.put(options)
+	if a := g.do("OPTIONS * HTTP/1.1"); a.StatusCode != 426 || a.Header.Get("Location") != "" { // there is no URL to go to
+		t.Errorf("OPTIONS *: %d, Location %q", a.StatusCode, a.Header.Get("Location"))
+	}
 	if a := g.get("/both"); a.StatusCode != 200 {
 		t.Errorf("both: %d", a.StatusCode)
 	}

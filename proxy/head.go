@@ -88,8 +88,14 @@ func (h *Handler) finishHead(x *exchange.Exchange, r *run) {
 			version = 1
 		}
 		if via := a.viaResponse[version]; via != "" {
-			if old, ok := head.Lookup("Via"); ok {
-				via = x.Concat(old, ", ", via)
+			former := ""
+			for i := range head.Fields {
+				if f := &head.Fields[i]; exchange.EqualFold(f.Name, "Via") {
+					former = x.Concat(former, f.Value, ", ")
+				}
+			}
+			if former != "" {
+				via = x.Concat(former, via)
 			}
 			head.Set("Via", via)
 		}

@@ -65,6 +65,7 @@ func TestHostHeader(t *testing.T) {
 		{"IPv6", `{}`, "[0000:0000:0000:0000:0000:0000:0000:0001]:81", "http", false, "[::1]:81"},
 		{"host_header", `{"host_header":"api.example"}`, "10.0.0.1:81", "http", false, "api.example:81"},
 		{"host_header on port 80", `{"host_header":"api.example"}`, "10.0.0.1:80", "http", false, "api.example"},
+		{"host_header with a port of its own", `{"host_header":"api.example:99"}`, "10.0.0.1:81", "http", false, "api.example:99"},
 		{"kept", `{"host_header":"api.example"}`, "10.0.0.1:81", "http", true, "client.example"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -244,6 +244,10 @@ func newMember(c *config, t *target, r dns.Record, pe *peer, weight int) member 
 			host = r.Name
 		}
 	}
+	if _, _, err := net.SplitHostPort(host); err == nil { // a host_header that names its port
+		m.host = [2]string{host, host}
+		return m
+	}
 	host = inHeader(host)
 	withPort := host + ":" + strconv.Itoa(m.port)
 	m.host = [2]string{withPort, withPort}

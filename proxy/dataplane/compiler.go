@@ -68,6 +68,7 @@ type Compiler struct {
 
 	built   built
 	retired []retired
+	closing sync.WaitGroup // instances whose Close is under way
 
 	tls               tlsState
 	names             atomic.Pointer[btree.Map[string, *pair]] // certificates by SNI
@@ -198,6 +199,7 @@ func (c *Compiler) Close(ctx context.Context) {
 	c.cancel()
 	close(c.stop)
 	<-c.done
+	c.closing.Wait()
 	for _, r := range c.retired {
 		c.closeAll(ctx, r.closers)
 	}
@@ -335,15 +337,17 @@ func (c *Compiler) compile() {
 
 // sweep forgets replaced snapshots that no exchange uses any more and closes the instances that only they had. An instance is in all
 // snapshots up to the one it is retired with, so it waits for the oldest that is still in use: a tunnel may hold that one for days,
-// which must not keep those in between.
+// which must not keep those in between. Nothing here waits for an instance to close: one that writes what it keeps waits for the data plane to
+// have it.
 func (c *Compiler) sweep() {
 	kept := c.retired[:0]
 	for _, r := range c.retired {
 		switch {
 		case r.snapshot.pinned():
 			kept = append(kept, r)
+		case len(kept) == 0 && len(r.closers) > 0:
+			c.closing.Go(func() { c.closeAll(context.Background(), r.closers) })
 		case len(kept) == 0:
-			c.closeAll(context.Background(), r.closers)
 		default:
 			last := &kept[len(kept)-1]
 			last.closers = append(last.closers, r.closers...)

@@ -260,6 +260,26 @@ func TestInstancesAreReusedAndClosed(t *testing.T) {
 	eventually(t, func() bool { return p.closed.Load() == 2 })
 }
 
+// A plugin may write while it closes, and whoever writes waits until the data plane has it: the compiler must not wait for the plugin.
+func TestClosingDoesNotHoldUpTheCompiler(t *testing.T) {
+	db := fx.New(t)
+	begun, end := make(chan struct{}), make(chan struct{})
+	slow := plugin.Plugin{Info: plugin.Info{Name: "slow"}, New: func(context.Context, plugin.Env, plugin.Config) (plugin.Instance, error) {
+		return closer(func() { close(begun); <-end }), nil
+	}}
+	row := fx.Plugin("global", "slow", "{}", "", "", "")
+	db.Put(row)
+	c := dataplane.New(dataplane.Options{Store: db.Store, Log: quiet(), Plugins: []plugin.Plugin{slow}})
+	t.Cleanup(func() { close(end); c.Close(context.Background()) })
+	db.Delete(row)
+	<-begun
+	wait(t, c, db.Put(fx.Service("s", "h", 80)))
+}
+
+type closer func()
+
+func (f closer) Close(context.Context) error { f(); return nil }
+
 // A tunnel that stays open through many changes keeps the configuration it began with, and none of those that came and went.
 func TestLongExchangeKeepsOneSnapshot(t *testing.T) {
 	db := fx.New(t)

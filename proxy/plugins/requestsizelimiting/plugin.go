@@ -3,6 +3,7 @@ package requestsizelimiting
 
 import (
 	"context"
+	"math"
 
 	"concord/fsm/schema"
 	"concord/proxy/exchange"
@@ -29,6 +30,7 @@ func Plugin() plugin.Plugin {
 			if c.AllowedPayloadSize != nil {
 				size = *c.AllowedPayloadSize
 			}
+			size = min(max(size, math.MinInt64/unit), math.MaxInt64/unit)
 			return &instance{limit: size * unit, require: c.RequireContentLength}, nil
 		}),
 	}

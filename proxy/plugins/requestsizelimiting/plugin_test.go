@@ -40,6 +40,7 @@ func TestAnswers(t *testing.T) {
 		{"128 megabytes by default", schema.Record{}, nil, 128 << 20, false, nil},
 		{"over 128 megabytes", schema.Record{}, nil, 128<<20 + 1, false, tooLarge},
 		{"null is the default", schema.Record{"allowed_payload_size": nil}, nil, 128<<20 + 1, false, tooLarge},
+		{"more than there can be", schema.Record{"allowed_payload_size": float64(1 << 44)}, nil, 1 << 40, false, nil},
 		{"length required and absent", strict, nil, 0, false, noLength},
 		{"length required and zero", strict, []string{"Content-Length: 0"}, 0, false, nil},
 		{"length required, chunked", strict, nil, -1, false, nil},
