@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -439,6 +440,9 @@ func (a *API) writeAPIPlugin(verb service.Verb) handler {
 		if err != nil {
 			return answer{}, err
 		}
+		if body, err = dotted(body); err != nil {
+			return answer{}, err
+		}
 		m, status := service.Mutation{Verb: verb, Form: form}, http.StatusOK
 		name, _ := body["name"].(string)
 		if verb == service.Update {
@@ -488,6 +492,20 @@ func (a *API) writeAPIPlugin(verb service.Verb) handler {
 		}
 		return answer{status: status, body: apis.PluginOut(row), index: res.Index}, nil
 	}
+}
+
+// dotted nests what is named "config.key_names", as in a form: before 1.0 names in JSON were read so, too, and clients of then write them.
+func dotted(body schema.Record) (schema.Record, error) {
+	var fields []field
+	flat := true
+	for _, name := range slices.Sorted(maps.Keys(body)) {
+		fields = append(fields, field{name, body[name]})
+		flat = flat && !strings.ContainsAny(name, ".[")
+	}
+	if flat {
+		return body, nil
+	}
+	return nest(fields)
 }
 
 // configFields are the fields of a plugin's configuration; nil for a plugin that is not there.
