@@ -115,6 +115,7 @@ func TestRefused(t *testing.T) {
 		{name: "other scheme", fields: fields("-:scheme", ":scheme", "ftp"), status: "400"},
 		{name: "other expectation", fields: fields("expect", "magic"), status: "417"},
 		{name: "large section", fields: fields("x1", long, "x2", long, "x3", long, "x4", long, "x5", long, "x6", long, "x7", long, "x8", long), status: "431"},
+		{name: "large field", fields: fields("x", strings.Repeat("a", 100_000)), status: "431"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
