@@ -43,6 +43,9 @@ func AppendUpstreamPath(dst []byte, service string, strip bool, prefix, path str
 	if service == "" {
 		service = "/"
 	}
+	if path == "*" { // OPTIONS * is about all there is, which of a service is what its path leads to
+		path = "/"
+	}
 	base, slash := strings.CutSuffix(service, "/")
 	rest := path
 	if strip {
