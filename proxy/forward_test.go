@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"concord/fsm/entity"
 	"concord/proxy"
@@ -120,6 +121,21 @@ func TestTrustedClient(t *testing.T) {
 	if a := g.get("/tls", "X-Forwarded-Proto: https"); a.StatusCode != 200 {
 		t.Errorf("https at the trusted proxy: %d", a.StatusCode)
 	}
+}
+
+// A request of HTTP/1.0 may have no Host to preserve; that to the upstream, of HTTP/1.1, must have one.
+func TestPreserveNoHost(t *testing.T) {
+	g := start(t, nil)
+	r := fx.Route("ph", "svc", "/ph")
+	r.PreserveHost = true
+	g.put(r)
+	x := &exchange.Exchange{Start: time.Now()}
+	x.Request = exchange.Request{Method: "GET", Target: "/ph", Path: "/ph", Scheme: "http", Major: 1}
+	g.h.Serve(x)
+	if want := fmt.Sprintf("%s:%d", g.echo.host, g.echo.port); x.Upstream.HostHeader != want || x.Response.Status != 200 {
+		t.Errorf("Host %q, want %q; status %d", x.Upstream.HostHeader, want, x.Response.Status)
+	}
+	g.h.Finish(x)
 }
 
 func TestProtocolCheck(t *testing.T) {

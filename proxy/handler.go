@@ -238,7 +238,7 @@ func (h *Handler) dispatch(x *exchange.Exchange, r *run) (err error) {
 		return nil
 	}
 	// A Host that the client or a plugin chose stays; the one that comes from the service becomes the target's.
-	keep := x.Route.PreserveHost || r.target.Service != nil && x.Upstream.HostHeader != r.target.Service.Upstream.HostHeader
+	keep := x.Route.PreserveHost && x.Request.Host != "" || r.target.Service != nil && x.Upstream.HostHeader != r.target.Service.Upstream.HostHeader
 	if r.dispatch, err = pool.Dispatch(x, keep); err != nil {
 		return &failure{status: 503, message: err.Error()}
 	}
@@ -258,7 +258,7 @@ func (h *Handler) routed(x *exchange.Exchange, r *run) {
 		x.Service = s.Entity
 		x.Upstream = s.Upstream
 		x.Upstream.Path = x.Keep(router.AppendUpstreamPath(x.Scratch(), s.Upstream.Path, t.StripPath, r.prefix, path))
-		if t.PreserveHost {
+		if t.PreserveHost && x.Request.Host != "" { // HTTP/1.0 may come without one
 			x.Upstream.HostHeader = x.Request.Host
 		}
 	}
