@@ -71,7 +71,7 @@ func memberships(store *state.Store) *plugin.Derived[entity.Consumer, membership
 		func(v *state.View, c *entity.Consumer) *membership {
 			m := &membership{}
 			for row := range acls.Scan(v, "consumer", c.ID) {
-				m.groups = append(m.groups, row.Val.Group)
+				m.groups = append(m.groups, strings.Clone(row.Val.Group)) // the store's own text would keep what is around it, too
 			}
 			slices.Sort(m.groups)
 			m.header = strings.Join(m.groups, ", ")

@@ -1,12 +1,15 @@
 package acl
 
 import (
+	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
 	"concord/fsm/entity"
 	"concord/fsm/schema"
+	"concord/fsm/state"
 	"concord/proxy/exchange"
 	"concord/proxy/plugin"
 	"concord/proxy/plugin/plugintest"
@@ -131,6 +134,24 @@ func TestMembershipChanges(t *testing.T) {
 	b.Put("acls", schema.Record{"id": id, "consumer": plugintest.Ref(b.carl), "group": "g3"})
 	if try() == nil {
 		t.Error("carl has taken bob's place")
+	}
+}
+
+// Memberships are kept, and rows' texts lie in large blocks of the store: one of them would keep its block.
+func TestKeepsNoTextOfRows(t *testing.T) {
+	b := newBench(t)
+	b.join(b.bob, "g9")
+	v := b.Env.Store.View()
+	m := memberships(b.Env.Store).Of(v, b.bob, consumerOf(b, b.bob))
+	for row := range state.TableOf[entity.ACL](b.Env.Store).Scan(v, "consumer", b.bob) {
+		for _, g := range m.groups {
+			if unsafe.StringData(g) == unsafe.StringData(row.Val.Group) {
+				t.Errorf("%q is not a copy of its own", g)
+			}
+		}
+	}
+	if !slices.Contains(m.groups, "g9") {
+		t.Errorf("groups %v", m.groups)
 	}
 }
 

@@ -3,6 +3,7 @@ package prometheus
 import (
 	"math/bits"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -146,7 +147,7 @@ func (r *Registry) addRoute(s *shard, key routeKey) *routeSeries {
 		}
 	}
 	series := &routeSeries{}
-	s.routes[key] = series
+	s.routes[routeKey{strings.Clone(key.service), strings.Clone(key.route)}] = series // the store's own text would keep what is around it, too
 	return series
 }
 
@@ -161,7 +162,7 @@ func (r *Registry) addConsumer(series *routeSeries, consumer string) *traffic {
 		series.consumers = map[string]*traffic{}
 	}
 	t := &traffic{}
-	series.consumers[consumer] = t
+	series.consumers[strings.Clone(consumer)] = t
 	return t
 }
 
