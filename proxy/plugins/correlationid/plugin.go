@@ -22,7 +22,7 @@ func Plugin() plugin.Plugin {
 		Info: plugin.Info{
 			Name: "correlation-id", Priority: 100001,
 			Config: schema.Field{Fields: []schema.Field{
-				{Name: "header_name", Type: schema.String, Default: "Kong-Request-ID",
+				{Name: "header_name", Type: schema.String, Default: "Kong-Request-ID", Check: schema.CookieName("").Check,
 					Description: "The header that holds the id."},
 				{Name: "generator", Type: schema.String, Required: true, Default: "uuid#counter",
 					OneOf: []any{"uuid", "uuid#counter", "tracker"}, Description: "How ids are made."},

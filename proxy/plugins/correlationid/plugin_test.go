@@ -93,3 +93,12 @@ func BenchmarkAccess(b *testing.B) {
 		}
 	}
 }
+
+// A name that is none would break every answer over HTTP/2, and be sent as it is over HTTP/1.1.
+func TestNoHeaderName(t *testing.T) {
+	for name, good := range map[string]bool{"X.Request-Id": true, "bad header": false, "x\r\ny: z": false, "x:": false, "é": false} {
+		if _, errs := plugintest.Validate(Plugin(), schema.Record{"header_name": name}); (errs == nil) != good {
+			t.Errorf("%q: %v", name, errs)
+		}
+	}
+}
