@@ -96,10 +96,6 @@ func (h *Handler) exit(x *exchange.Exchange, e *plugin.Exit) {
 		h.template(x, e.Status, message, false)
 		return
 	}
-	if isGRPC(x) && x.Request.Major >= 2 && !strings.HasPrefix(p.Header.Get("Content-Type"), "application/grpc") {
-		answerGRPC(x, e.Status, textOf(e))
-		return
-	}
 	p.Status = e.Status
 	body := []byte{}
 	contentType := "application/json; charset=utf-8"
@@ -121,31 +117,6 @@ func (h *Handler) exit(x *exchange.Exchange, e *plugin.Exit) {
 		p.Header.Add("Content-Type", contentType)
 	}
 	p.SetBody(body)
-}
-
-// textOf is what there is to say to a client that reads no bodies (Kong: of a table its message, else nothing).
-func textOf(e *plugin.Exit) string {
-	switch b := e.Body.(type) {
-	case string:
-		return b
-	case []byte:
-		return string(b)
-	case map[string]string:
-		if b["message"] != "" {
-			return b["message"]
-		}
-	}
-	return plugin.Message(e.Status)
-}
-
-// answerGRPC is an answer without messages, whose head says all.
-func answerGRPC(x *exchange.Exchange, status int, message string) {
-	p := &x.Response
-	p.Status = status
-	p.Header.Set("Content-Type", "application/grpc")
-	p.Header.Set("grpc-status", strconv.Itoa(exchange.GRPCStatus(status)))
-	p.Header.Set("grpc-message", exchange.GRPCMessage(message))
-	p.SetBody(nil)
 }
 
 // A template is the user's text of an error body, cut at its two %s.
@@ -226,12 +197,15 @@ const (
 
 // template answers with Kong's error template in the type the client prefers.
 func (h *Handler) template(x *exchange.Exchange, status int, message string, nginx bool) {
-	if isGRPC(x) {
-		answerGRPC(x, status, message)
-		return
-	}
 	p := &x.Response
 	p.Status = status
+	if isGRPC(x) {
+		p.Header.Set("Content-Type", "application/grpc")
+		p.Header.Set("grpc-status", strconv.Itoa(exchange.GRPCStatus(status)))
+		p.Header.Set("grpc-message", message)
+		p.SetBody(nil)
+		return
+	}
 	b := make([]byte, 0, 256)
 	contentType := ""
 	t := h.errorType(x, nginx)

@@ -34,22 +34,3 @@ func GRPCStatus(status int) int {
 	}
 	return 2
 }
-
-// GRPCMessage is a text as grpc-message has it: what is not printable ASCII, and "%", is escaped (PROTOCOL-HTTP2 of the gRPC project).
-func GRPCMessage(text string) string {
-	var b []byte
-	for i := range len(text) {
-		if c := text[i]; c < 0x20 || c > 0x7e || c == '%' {
-			if b == nil {
-				b = append(make([]byte, 0, len(text)+16), text[:i]...)
-			}
-			b = append(b, '%', upperHex[c>>4], upperHex[c&15])
-		} else if b != nil {
-			b = append(b, c)
-		}
-	}
-	if b == nil {
-		return text
-	}
-	return string(b)
-}
