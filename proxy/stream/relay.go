@@ -17,7 +17,7 @@ import (
 type relay struct {
 	up, down    half // client to upstream, upstream to client
 	idle, write time.Duration
-	last        atomic.Int64 // when bytes came from either side, Unix milliseconds
+	moment      // when bytes came from either side
 }
 
 // half is one direction. in and out count bytes.
@@ -38,7 +38,7 @@ func newRelay(client, upstream net.Conn, idle, write time.Duration) *relay {
 	if write <= 0 {
 		write = defaultTimeout
 	}
-	r := &relay{idle: idle, write: write}
+	r := &relay{idle: idle, write: write, moment: moment{since: time.Now()}}
 	r.up, r.down = half{r: r, src: client, dst: upstream}, half{r: r, src: upstream, dst: client}
 	return r
 }
@@ -73,11 +73,19 @@ func (r *relay) finish(h *half, err error) {
 	_ = h.dst.Close()
 }
 
-func (r *relay) touch() { r.last.Store(time.Now().UnixMilli()) }
+// moment is a time that changes often. It is kept by the monotonic clock: the wall clock may be set, and ends or prolongs no session.
+type moment struct {
+	since time.Time
+	after atomic.Int64
+}
+
+func (m *moment) touch() { m.after.Store(int64(time.Since(m.since))) }
+
+func (m *moment) last() time.Time { return m.since.Add(time.Duration(m.after.Load())) }
 
 // expired is asked when a read has come to its deadline. While either side is active, it sets the next one.
 func (r *relay) expired(c net.Conn) bool {
-	until := time.UnixMilli(r.last.Load()).Add(r.idle)
+	until := r.last().Add(r.idle)
 	if !until.After(time.Now()) {
 		return true
 	}

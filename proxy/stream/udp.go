@@ -56,7 +56,7 @@ type udpClient struct {
 	key     udpKey
 	to      netip.AddrPort // as the socket has it
 	control []byte         // by which answers leave from the address that the client sent to
-	last    atomic.Int64   // when a datagram came from either side, Unix milliseconds
+	moment                 // when a datagram came from either side
 
 	received, sent, upstreamSent, upstreamReceived atomic.Int64
 
@@ -192,7 +192,7 @@ func (l *udpListener) add(key udpKey, from, local netip.AddrPort, control []byte
 		return nil
 	}
 	s.stats.accepted.Add(1)
-	c := &udpClient{session: ss, l: l, key: key, to: from, control: control}
+	c := &udpClient{session: ss, l: l, key: key, to: from, control: control, moment: moment{since: ss.x.Start}}
 	c.write = func(fd uintptr) bool { // once: what the socket does not take is lost, as on the way
 		_, _ = syscall.Write(int(fd), c.out)
 		return true
@@ -228,8 +228,6 @@ func (c *udpClient) send(b []byte) {
 	}
 	c.out = nil
 }
-
-func (c *udpClient) touch() { c.last.Store(time.Now().UnixMilli()) }
 
 // serve is the life of a session.
 func (c *udpClient) serve() {
@@ -343,7 +341,7 @@ func (c *udpClient) answers(conn *net.UDPConn, raw syscall.RawConn) error {
 		if stopped {
 			limit = min(limit, afterStop)
 		}
-		until := time.UnixMilli(c.last.Load()).Add(limit)
+		until := c.last().Add(limit)
 		if !until.After(time.Now()) {
 			return nil
 		}
