@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"concord/fsm/entity"
 	"concord/fsm/schema"
@@ -45,7 +46,7 @@ func TestReadRefuses(t *testing.T) {
 		"broken JSON": {`{"a": `, "invalid JSON"},
 		"two":         {"a: 1\n---\nb: 1\n", "more than one document"},
 		"twice":       {"a: 1\na: 2\n", `key "a" is there twice`},
-		"list":        {"- a\n", "not a mapping"},
+		"list":        {"- a\n", "expected an object"},
 		"empty":       {"", "invalid YAML"},
 		"key":         {"? [a]\n: 1\n", "a key must be text"},
 		"infinite":    {"a: .inf\n", "no number"},
@@ -200,6 +201,44 @@ func TestFormErrors(t *testing.T) {
 	}
 }
 
+// TestFlatErrors: what the document itself does wrong in an entity is told with that entity, and only the rest stays where it was.
+func TestFlatErrors(t *testing.T) {
+	const id = "0855b320-0dd2-547d-891d-601e9b38647f"
+	doc, form := rows(t, `_format_version: '3.0'
+odd: 1
+consumers: [x, {username: u, id: `+id+`, tags: [1], keyauth_credentials: [{key: k}], _comment: 1}]
+services: [{name: s, _ignore: 1, host: h, routes: [y, {name: r, id: nope, _comment: 2}]}, {name: s, host: h}]`)
+	twice := "uniqueness violation: 'services' entity with name set to 's' already declared"
+	errs := map[int]schema.Errors{}
+	for i, r := range doc.Rows {
+		if r.Entity == "keyauth_credentials" {
+			errs[i] = schema.Errors{"key": "bad"}
+		}
+		if r.Entity == "services" && r.Pos == 1 {
+			errs[i] = schema.EntityError(twice)
+		}
+	}
+	flat, rest := doc.Flat(errs, form, func(i int) schema.Record { return doc.Rows[i].Body })
+	if diff := cmp.Diff(schema.Errors{"odd": "unknown field", "consumers": []any{"expected a record"}}, rest); diff != "" {
+		t.Error(diff)
+	}
+	text := "expected a string"
+	want := []FlatError{
+		{Type: "consumer", ID: id, Entity: schema.Record{"username": "u", "id": id, "tags": []any{1.0}}, Errors: []Problem{{"field", "_comment", text}}},
+		{Type: "keyauth_credential", Entity: schema.Record{"key": "k", "consumer": schema.Record{"id": id}}, Errors: []Problem{{"field", "key", "bad"}}},
+		{Type: "service", Name: "s", Entity: schema.Record{"name": "s", "host": "h"}, Errors: []Problem{{"field", "_ignore", "expected an array"}, {"field", "routes.1", "expected a record"}}},
+		{Type: "route", Name: "r", Entity: schema.Record{"name": "r", "id": "nope"}, Errors: []Problem{{"field", "_comment", text}}},
+		{Type: "service", Name: "s", Entity: schema.Record{"name": "s", "host": "h"}, Errors: []Problem{{"entity", "", twice}}},
+	}
+	byText := cmpopts.SortSlices(func(a, b FlatError) bool { return fmt.Sprint(a) < fmt.Sprint(b) })
+	if diff := cmp.Diff(want, flat, byText); diff != "" {
+		t.Error(diff)
+	}
+	if tree := doc.Tree(errs); fmt.Sprint(tree["services"]) != "[<nil> "+twice+"]" {
+		t.Error(tree)
+	}
+}
+
 func TestErrorShapes(t *testing.T) {
 	doc, _ := rows(t, "_format_version: '3.0'\nservices: [{name: a}, {name: b, id: x, tags: [t], routes: [{name: r}, {name: q}]}]")
 	errs := map[int]schema.Errors{
@@ -230,12 +269,14 @@ in 'services':
 		t.Errorf("%s\nwant\n%s", Indented(tree), want)
 	}
 	want := []FlatError{
-		{Type: "service", Name: "b", ID: "x", Tags: []any{"t"}, Entity: doc.Rows[1].Body, Errors: []Problem{{Type: "field", Field: "host", Message: "required field missing"}}},
+		{Type: "service", Name: "b", Tags: []any{"t"}, Entity: doc.Rows[1].Body, Errors: []Problem{{Type: "field", Field: "host", Message: "required field missing"}}},
 		{Type: "route", Name: "q", Entity: doc.Rows[3].Body, Errors: []Problem{
-			{Type: "entity", Message: "must set one of"}, {Type: "field", Field: "a.b", Message: "deep"}, {Type: "field", Field: "paths", Messages: []string{"bad"}}}},
+			{Type: "entity", Message: "must set one of"}, {Type: "field", Field: "a.b", Message: "deep"}, {Type: "field", Field: "paths.2", Message: "bad"}}},
 	}
-	if diff := cmp.Diff(want, doc.Flat(errs)); diff != "" {
-		t.Error(diff)
+	body := func(i int) schema.Record { return doc.Rows[i].Body }
+	flat, rest := doc.Flat(errs, nil, body)
+	if diff := cmp.Diff(want, flat); diff != "" || len(rest) > 0 {
+		t.Error(diff, rest)
 	}
 	both := Merge(tree, schema.Errors{"foo": "unknown field", "services": []any{schema.Errors{"x": "unknown field"}, schema.Errors{"y": "unknown field"}}})
 	if got := Message(both); !strings.Contains(got, `foo="unknown field",services={{x="unknown field"},{host="required field missing"`) || !strings.Contains(got, `y="unknown field"`) {
@@ -375,7 +416,8 @@ func FuzzRead(f *testing.F) {
 			wrong[i] = schema.Errors{"x": "y"}
 		}
 		_ = Message(Merge(doc.Tree(wrong), errs))
-		_, _ = Indented(errs), doc.Flat(wrong)
+		_ = Indented(errs)
+		_, _ = doc.Flat(wrong, errs, func(i int) schema.Record { return doc.Rows[i].Body })
 		if errs != nil {
 			return
 		}

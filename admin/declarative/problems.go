@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"concord/fsm/schema"
 )
 
@@ -29,6 +31,14 @@ func (d *Document) Tree(rows map[int]schema.Errors) schema.Errors {
 	}
 	for _, i := range slices.Sorted(maps.Keys(rows)) {
 		maps.Copy(node(i), rows[i])
+	}
+	for i, n := range at { // a row that is there twice has a text in its place
+		texts, _ := n[schema.EntityKey].([]any)
+		if i < 0 || len(n) != 1 || len(texts) != 1 || !strings.HasPrefix(fmt.Sprint(texts[0]), "uniqueness violation: ") {
+			continue
+		}
+		r := &d.Rows[i]
+		at[r.Parent][r.List].([]any)[r.Pos] = texts[0]
 	}
 	return tree
 }
@@ -162,41 +172,83 @@ func indent(b *strings.Builder, in string, v any, name string) {
 	}
 }
 
-// FlatError is what is wrong with one entity.
+// FlatError is what is wrong with one entity. Name, ID and Tags are there only if they are valid (Kong), so that clients can read the answer.
 type FlatError struct {
 	Type   string        `json:"entity_type"` // singular
 	Name   string        `json:"entity_name,omitempty"`
 	ID     string        `json:"entity_id,omitempty"`
 	Tags   []any         `json:"entity_tags,omitempty"`
-	Entity schema.Record `json:"entity"`
+	Entity schema.Record `json:"entity"` // as written, with a reference to what it was nested in if that has an id
 	Errors []Problem     `json:"errors"`
 }
 
 // Problem is one violation: of a field, or of a rule over the entity.
 type Problem struct {
-	Type     string   `json:"type"` // field, entity
-	Field    string   `json:"field,omitempty"`
-	Message  string   `json:"message,omitempty"`
-	Messages []string `json:"messages,omitempty"` // of a list's elements
+	Type    string `json:"type"` // field, entity
+	Field   string `json:"field,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
-// Flat lists the errors of rows entity by entity (?flatten_errors=1).
-func (d *Document) Flat(rows map[int]schema.Errors) []FlatError {
-	list := []FlatError{}
-	for _, i := range slices.Sorted(maps.Keys(rows)) {
-		body := d.Rows[i].Body
-		f := FlatError{Type: Singular(d.Rows[i].Entity), Entity: body}
-		for _, key := range []string{"name", "username", "instance_name", "target", "key", "group", "prefix", "custom_id"} {
-			if s, ok := body[key].(string); ok && f.Name == "" && !(key == "key" && d.Rows[i].Entity != "keys") {
-				f.Name = s
+// Flat lists the errors of rows, and those of form that are about single entities, entity by entity (?flatten_errors=1). rest is what remains of
+// form. body is a row's entity.
+func (d *Document) Flat(rows map[int]schema.Errors, form schema.Errors, body func(row int) schema.Record) (list []FlatError, rest schema.Errors) {
+	list = []FlatError{}
+	nodes := map[int]schema.Errors{-1: form} // of form, by row
+	for i := range d.Rows {
+		r := &d.Rows[i]
+		own := rows[i]
+		if parent := nodes[r.Parent]; parent != nil {
+			if elements, _ := parent[r.List].([]any); r.Pos < len(elements) {
+				if node, ok := elements[r.Pos].(schema.Errors); ok {
+					nodes[i] = node
+					own = Merge(maps.Clone(remaining(node)), own)
+				}
 			}
 		}
-		f.ID, _ = body["id"].(string)
-		f.Tags, _ = body["tags"].([]any)
-		f.Errors = problems(nil, "", rows[i])
+		if len(own) == 0 {
+			continue
+		}
+		f := FlatError{Type: Singular(r.Entity), Entity: body(i), Errors: problems(nil, "", own)}
+		f.Name, _ = f.Entity["name"].(string)
+		f.ID = validID(f.Entity)
+		if tags, ok := f.Entity["tags"].([]any); ok && !slices.ContainsFunc(tags, func(t any) bool { _, isText := t.(string); return !isText }) {
+			f.Tags = tags
+		}
+		if r.Parent >= 0 && f.Entity[r.Field] == nil {
+			if id := validID(body(r.Parent)); id != "" {
+				f.Entity = maps.Clone(f.Entity)
+				f.Entity[r.Field] = schema.Record{"id": id}
+			}
+		}
 		list = append(list, f)
 	}
-	return list
+	return list, remaining(form)
+}
+
+// remaining are errors without those of entities in lists.
+func remaining(errs schema.Errors) schema.Errors {
+	rest := schema.Errors{}
+	for k, v := range errs {
+		elements, isList := v.([]any)
+		for i, e := range elements {
+			if _, ofEntity := e.(schema.Errors); !ofEntity && e != nil {
+				list, _ := rest[k].([]any)
+				rest[k] = place(list, i, e)
+			}
+		}
+		if !isList {
+			rest[k] = v
+		}
+	}
+	return rest
+}
+
+func validID(rec schema.Record) string {
+	id, _ := rec["id"].(string)
+	if len(id) != len(uuid.Nil.String()) || uuid.Validate(id) != nil {
+		return ""
+	}
+	return id
 }
 
 func problems(list []Problem, path string, v any) []Problem {
@@ -215,22 +267,14 @@ func problems(list []Problem, path string, v any) []Problem {
 				continue
 			}
 			for _, text := range texts {
-				list = append(list, Problem{Type: "entity", Field: path, Message: fmt.Sprint(text)})
+				list = append(list, Problem{Type: "entity", Message: fmt.Sprint(text)})
 			}
 		}
 	case []any:
-		var texts []string
 		for i, e := range v {
-			switch e := e.(type) {
-			case nil:
-			case string:
-				texts = append(texts, e)
-			default:
+			if e != nil {
 				list = problems(list, join(position(i)), e)
 			}
-		}
-		if len(texts) > 0 {
-			list = append(list, Problem{Type: "field", Field: path, Messages: texts})
 		}
 	default:
 		list = append(list, Problem{Type: "field", Field: path, Message: fmt.Sprint(v)})

@@ -96,7 +96,7 @@ func readYAML(text []byte, rest func()) (rec schema.Record, err error) {
 	}
 	rec, ok := v.(schema.Record)
 	if !ok {
-		return nil, errors.New("the document is not a mapping of names to lists")
+		return nil, errors.New("expected an object")
 	}
 	return rec, nil
 }

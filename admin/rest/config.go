@@ -123,14 +123,11 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 		if wrong != nil {
 			rows = wrong.Rows
 		}
-		for i := range rows {
-			doc.Rows[i].Body = b.Rows[i].Record()
-		}
-		var flat []declarative.FlatError
 		if flag(c, "flatten_errors") {
-			flat = doc.Flat(rows)
+			flat, rest := doc.Flat(rows, form, func(i int) schema.Record { return b.Rows[i].Record() })
+			return answer{}, invalidConfig(rest, flat)
 		}
-		return answer{}, invalidConfig(declarative.Merge(doc.Tree(rows), form), flat)
+		return answer{}, invalidConfig(declarative.Merge(doc.Tree(rows), form), nil)
 	}
 	if err != nil {
 		return answer{}, err

@@ -171,11 +171,8 @@ func fieldLines(body []byte) []string {
 			Kind   string `json:"entity_type"`
 			Name   string `json:"entity_name"`
 			ID     string `json:"entity_id"`
-			Errors []struct {
-				Field    string
-				Message  string
-				Messages []string
-			}
+			Entity map[string]any
+			Errors []struct{ Field, Message string }
 		} `json:"flattened_errors"`
 	}
 	if json.Unmarshal(body, &e) != nil {
@@ -183,12 +180,11 @@ func fieldLines(body []byte) []string {
 	}
 	var out []string
 	for _, row := range e.Flattened {
+		text := func(key string) string { s, _ := row.Entity[key].(string); return s }
+		name := cmp.Or(row.Name, text("username"), text("target"), text("prefix"), text("group"), row.ID)
 		for _, one := range row.Errors {
-			out = append(out, fmt.Sprintf("%s: %s", strings.TrimSpace(row.Kind+" "+cmp.Or(row.Name, row.ID)), strings.TrimPrefix(one.Field+": "+strings.Join(append(one.Messages, one.Message), ""), ": ")))
+			out = append(out, fmt.Sprintf("%s: %s", strings.TrimSpace(row.Kind+" "+name), strings.TrimPrefix(one.Field+": "+one.Message, ": ")))
 		}
-	}
-	if len(out) > 0 {
-		return out
 	}
 	var walk func(path string, v any)
 	walk = func(path string, v any) {
