@@ -39,11 +39,9 @@ func (t *Transport) connect(x *exchange.Exchange, network string, turn *int, try
 			return nil, &Error{Kind: Resolve, Op: "resolve " + u.Host, Err: err}
 		}
 		if try == 0 {
-			*turn = int(t.turn.Add(1) % uint32(len(places)))
+			*turn, x.Peer = int(t.turn.Add(1)%uint32(len(places))), netip.AddrPort{}
 		}
-		if x.Peer = places[(*turn+try)%len(places)]; x.Peer.Port() == 0 {
-			x.Peer = netip.AddrPortFrom(x.Peer.Addr(), uint16(u.Port))
-		}
+		x.Peer = place(places, *turn+try, u.Port, x.Peer)
 	}
 	if u.Scheme == "tls" {
 		base := u.TLS

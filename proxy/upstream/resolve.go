@@ -131,30 +131,48 @@ func (n *names) ask(host string, e *name, p *pending) {
 // maxTurns bounds how finely weights are followed.
 const maxTurns = 64
 
-// inTurn lists the places as often as their weights say, evenly spread.
+// inTurn lists the places as often as their weights say, each at least once, evenly spread.
 func inTurn(records []dns.Record) []netip.AddrPort {
 	total := 0
 	for _, r := range records {
 		total += r.Weight
 	}
-	turns := len(records)
-	if total > 0 {
-		turns = max(turns, min(total, maxTurns))
+	turns := 0
+	share := make([]int, len(records))
+	for i, r := range records {
+		share[i] = max(1, r.Weight)
+		if total > maxTurns {
+			share[i] = max(1, r.Weight*maxTurns/total)
+		}
+		turns += share[i]
 	}
 	places := make([]netip.AddrPort, 0, turns)
 	due := make([]int, len(records))
 	for range turns {
 		best := 0
 		for i := range records {
-			due[i] += max(1, records[i].Weight)
+			due[i] += share[i]
 			if due[i] > due[best] {
 				best = i
 			}
 		}
-		due[best] -= max(total, len(records))
+		due[best] -= turns
 		places = append(places, records[best].Addr)
 	}
 	return places
+}
+
+// place is the n-th of places in turn, but not the one that has just failed as long as there is another. A place without a port is at port.
+func place(places []netip.AddrPort, n, port int, failed netip.AddrPort) (at netip.AddrPort) {
+	for k := range places {
+		if at = places[(n+k)%len(places)]; at.Port() == 0 {
+			at = netip.AddrPortFrom(at.Addr(), uint16(port))
+		}
+		if at != failed {
+			break
+		}
+	}
+	return at
 }
 
 // sweep forgets names that can no longer be used.

@@ -176,11 +176,9 @@ func (t *Transport) try(x *exchange.Exchange, turn *int, try int) *Error {
 			return &Error{Kind: Resolve, Op: "resolve " + ep.key.host, Err: err}
 		}
 		if try == 0 {
-			*turn = ep.first(len(places))
+			*turn, x.Peer = ep.first(len(places)), netip.AddrPort{}
 		}
-		if at = places[(*turn+try)%len(places)]; at.Port() == 0 {
-			at = netip.AddrPortFrom(at.Addr(), uint16(ep.key.port))
-		}
+		at = place(places, *turn+try, ep.key.port, x.Peer)
 	}
 	x.Peer = at
 	own := x.Upstream.ProxyProtocol != 0

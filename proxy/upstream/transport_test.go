@@ -544,6 +544,26 @@ func TestServices(t *testing.T) {
 	}
 }
 
+// TestSeldomPlace: a place that hardly ever has its turn serves as soon as the others fail.
+func TestSeldomPlace(t *testing.T) {
+	s, dead := newServer(t, nil, okay), harness.Refused(t)
+	r := &changing{addrs: []netip.Addr{dead.Addr()}, srv: []*net.SRV{
+		{Target: "s.test.", Port: dead.Port(), Weight: 10000}, {Target: "s.test.", Port: uint16(s.port()), Weight: 1},
+	}}
+	tr := newTransport(t, Options{Resolver: r, DNS: dns.Policy{ValidTTL: time.Hour}})
+	for range 20 {
+		x := request("GET", "web.test", 80)
+		x.Upstream.Retries = 1
+		mustDo(t, tr, x, "ok")
+		x.Upstream.Scheme = "tcp"
+		nc, err := tr.Connect(x, "tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.Close()
+	}
+}
+
 func TestTLS(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
