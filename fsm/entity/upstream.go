@@ -173,7 +173,7 @@ var upstreams = Def{Table: 9, New: func() any { return new(Upstream) }, Schema: 
 		fallbacks("cookie", "none"), // a missing cookie is made, so there is nothing to fall back from
 		fallbacks("consumer", hashSources("consumer")...),
 		fallbacks("ip", hashSources("ip")...),
-		fallbacks("path", hashSources("path")...),
+		fallbacks("path", "none", "consumer", "header", "cookie", "query_arg", "ip", "uri_capture"), // an order of its own in Kong's message
 		schema.Distinct{"hash_on_header", "hash_fallback_header"},
 		hashNeeds("hash_on", "query_arg", "hash_on_query_arg"),
 		hashNeeds("hash_fallback", "query_arg", "hash_fallback_query_arg"),

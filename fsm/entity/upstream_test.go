@@ -78,7 +78,7 @@ func TestUpstreamRules(t *testing.T) {
 			message: "2 schema violations (" + cond + "'hash_on'; hash_fallback: expected one of: none, consumer, header, cookie, path, query_arg, uri_capture)"},
 		{name: "consumer twice", body: `{"name":"u","hash_on":"consumer","hash_fallback":"consumer"}`,
 			message: "2 schema violations (" + cond + "'hash_on'; hash_fallback: expected one of: none, ip, header, cookie, path, query_arg, uri_capture)"},
-		{name: "path twice", body: `{"name":"u","hash_on":"path","hash_fallback":"path"}`, message: "2 schema violations (" + cond + "'hash_on'; hash_fallback: expected one of: …"},
+		{name: "path twice", body: `{"name":"u","hash_on":"path","hash_fallback":"path"}`, message: "2 schema violations (" + cond + "'hash_on'; hash_fallback: expected one of: none, consumer, header, cookie, query_arg, ip, uri_capture)"},
 		{name: "fallback of nothing", body: `{"name":"u","hash_fallback":"ip"}`,
 			message: "2 schema violations (" + cond + "'hash_on'; hash_fallback: expected one of: none)"},
 		{name: "fallback of a cookie", body: `{"name":"u","hash_on":"cookie","hash_on_cookie":"c","hash_fallback":"ip"}`,

@@ -112,6 +112,12 @@ func (a *API) Set(body schema.Record) map[string]any {
 	return errs
 }
 
+// boolean reads one as clients in Python write it, too: True.
+func boolean(text string) (value, ok bool) {
+	text = strings.ToLower(strings.TrimSpace(text))
+	return text == "true", text == "true" || text == "false"
+}
+
 // assign converts a JSON or form value to the type of into; lists may come as text with commas.
 func assign(into, v any) string {
 	text, isText := v.(string)
@@ -125,7 +131,7 @@ func assign(into, v any) string {
 	case *bool:
 		b, ok := v.(bool)
 		if isText {
-			b, ok = text == "true", text == "true" || text == "false"
+			b, ok = boolean(text)
 		}
 		if !ok {
 			return "is not a boolean"

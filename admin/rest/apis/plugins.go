@@ -31,6 +31,11 @@ func PluginIn(name string, body schema.Record, fields []schema.Field) schema.Rec
 			out["consumer"] = schema.Record{"id": id}
 		}
 	}
+	if text, isText := out["enabled"].(string); isText {
+		if b, ok := boolean(text); ok {
+			out["enabled"] = b
+		}
+	}
 	config, ok := out["config"].(schema.Record)
 	if !ok {
 		return out
@@ -57,6 +62,9 @@ func PluginIn(name string, body schema.Record, fields []schema.Field) schema.Rec
 	}
 	for _, f := range fields {
 		text, isText := config[f.Name].(string)
+		if b, ok := boolean(text); isText && ok && f.Type == schema.Boolean {
+			config[f.Name] = b
+		}
 		if !isText || f.Type != schema.Array && f.Type != schema.Set {
 			continue
 		}
