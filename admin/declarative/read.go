@@ -52,9 +52,11 @@ func ReadWith(text []byte, rest func()) (schema.Record, error) {
 		if err == nil {
 			return rec, nil
 		}
-		if bytes.Contains(trimmed[:min(len(trimmed), 200)], []byte(`"`)) { // as good as certainly meant to be JSON
+		rec, other := readYAML(text, rest)                                                 // which has a form like JSON, but with commas at the end
+		if other != nil && bytes.Contains(trimmed[:min(len(trimmed), 200)], []byte(`"`)) { // as good as certainly meant to be JSON
 			return nil, err
 		}
+		return rec, other
 	}
 	return readYAML(text, rest)
 }

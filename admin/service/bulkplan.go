@@ -471,12 +471,14 @@ func (p *bulkPlan) unique(t state.AnyTable, i int, rec schema.Record) bool {
 			have = map[string]int{}
 			p.keys[t.Name()+"\x00"+index] = have
 		}
-		shown := fmt.Sprint(rec[names[0]])
-		if f, _ := t.Def().Schema.Field(names[0]); f.Secret {
+		isOwn := func(name string) bool { _, ref := rec[name].(schema.Record); return !ref && rec[name] != nil }
+		name := names[max(0, slices.IndexFunc(names, isOwn))] // the others are what it belongs to
+		shown := fmt.Sprint(rec[name])
+		if f, _ := t.Def().Schema.Field(name); f.Secret {
 			shown = "***"
 		}
 		if other, twice := have[key]; twice && other != i {
-			p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with %s set to '%s' already declared", t.Name(), strings.Join(names, ", "), shown)))
+			p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with %s set to '%s' already declared", t.Name(), name, shown)))
 			return false
 		}
 		have[key] = i
@@ -485,7 +487,7 @@ func (p *bulkPlan) unique(t state.AnyTable, i int, rec schema.Record) bool {
 		}
 		if other, found := t.By(p.view, index, key); found && other.ID != p.ids[i] && p.stays(t, other) {
 			p.fail(i, schema.EntityError(fmt.Sprintf("uniqueness violation: '%s' entity with %s set to '%s' exists already with another id, %s", t.Name(),
-				strings.Join(names, ", "), shown, other.ID)))
+				name, shown, other.ID)))
 			return false
 		}
 	}
