@@ -283,6 +283,9 @@ func (s *Server) Stop() {
 	for _, l := range s.tcp {
 		_ = l.Close()
 	}
+	for _, l := range s.udp {
+		l.release()
+	}
 }
 
 // Close stops accepting. Sessions go on; of UDP clients only what upstreams still answer.

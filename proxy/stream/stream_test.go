@@ -632,6 +632,45 @@ func TestInherited(t *testing.T) {
 	next.log.waitFor(t, `"status":200`)
 }
 
+// A server that others have taken over from lets go of its UDP sockets too: each reload leaves one behind.
+func TestStopFreesUDP(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	for _, clients := range []int{0, 1} {
+		g := start(t, "127.0.0.1:0 udp", nil, service("s", "udp", server.LocalAddr().String()), route("r", "s", "udp", anywhere))
+		if clients > 0 {
+			c, err := net.Dial("udp", g.addrs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			say(t, c.(*net.UDPConn), "x", patience)
+		}
+		g.Stop()
+		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+			if g.Sockets(func(string, int) error { return nil }) != nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d clients: the socket is still open", clients)
+			}
+		}
+	}
+}
+
 func TestLimits(t *testing.T) {
 	s, r := service("s", "tcp", backend(t, echo)), route("r", "s", "tcp", anywhere)
 	t.Run("a client that says nothing", func(t *testing.T) {

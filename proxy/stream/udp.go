@@ -40,8 +40,9 @@ type udpListener struct {
 	waiting atomic.Int64 // bytes
 	stopped atomic.Bool
 
-	mu      sync.Mutex
-	clients map[udpKey]*udpClient
+	mu       sync.Mutex
+	clients  map[udpKey]*udpClient
+	released bool // the socket is to be closed with the last client
 }
 
 type udpKey struct {
@@ -236,6 +237,7 @@ func (c *udpClient) serve() {
 	err := c.proxy()
 	c.l.mu.Lock()
 	delete(c.l.clients, c.key)
+	c.l.closeUnused()
 	c.l.mu.Unlock()
 	c.mu.Lock()
 	c.ended = true
@@ -365,7 +367,7 @@ func (c *udpClient) answers(conn *net.UDPConn, raw syscall.RawConn) error {
 	}
 }
 
-// stop ends serve. Answers still go out until Shutdown closes the socket.
+// stop ends serve. Answers still go out until release or Shutdown closes the socket.
 func (l *udpListener) stop() {
 	l.stopped.Store(true)
 	past := time.Unix(1, 0)
@@ -378,5 +380,20 @@ func (l *udpListener) stop() {
 			_ = c.upstream.SetReadDeadline(past)
 		}
 		c.session.mu.Unlock()
+	}
+}
+
+// release closes the socket as soon as no client is answered through it any more. Nothing may be received by then.
+func (l *udpListener) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.released = true
+	l.closeUnused()
+}
+
+// closeUnused is for holders of the lock.
+func (l *udpListener) closeUnused() {
+	if l.released && len(l.clients) == 0 {
+		_ = l.conn.Close()
 	}
 }
