@@ -154,11 +154,8 @@ func (a *API) list(c *call, d entity.Def, t service.Target) (answer, error) {
 func listOptions(c *call, d entity.Def, t service.Target) (service.ListOptions, error) {
 	q := c.r.URL.Query()
 	o := service.ListOptions{Size: q.Get("size"), Offset: q.Get("offset")}
-	if q.Has("tags") {
-		tags := q.Get("tags")
-		o.Tags = &tags
-	}
-	if t.Parent == nil {
+	if t.Parent == nil { // below one Kong overlooks tags and filters
+		o.Tags = tagsOf(c)
 		for _, name := range d.Filters {
 			if !q.Has(name) {
 				continue
@@ -170,6 +167,16 @@ func listOptions(c *call, d entity.Def, t service.Target) (service.ListOptions, 
 		}
 	}
 	return o, nil
+}
+
+// tagsOf are the tags by which a list is filtered; nil: it is not.
+func tagsOf(c *call) *string {
+	q := c.r.URL.Query()
+	if !q.Has("tags") {
+		return nil
+	}
+	tags := q.Get("tags")
+	return &tags
 }
 
 // pageBody is Kong's list envelope. The next page of a nested collection does not carry size and tags over.

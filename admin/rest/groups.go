@@ -105,6 +105,7 @@ func (a *API) listMembers(c *call, s side) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	o.Tags = tagsOf(c)
 	page, err := a.o.Service.Joined(c.r.Context(), t, o)
 	if err != nil {
 		return answer{}, err
