@@ -172,6 +172,39 @@ func TestBreakerTrial(t *testing.T) {
 	})
 }
 
+// TestTrialOfStreams: answers that go on, such as tunnels, do not keep others from deciding.
+func TestTrialOfStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSet(t, Options{})
+		s.Update(true, change(t, `{"circuit_breaker":{"consecutive_errors":1,"base_ejection_time":0.05,"half_open_requests":1,"half_open_successes":3}}`, "10.0.0.1:80"))
+		p := s.Pool("up")
+		x, d := p.begin(t)
+		x.Response.Status = 500
+		d.Result(x, nil)
+		d.End()
+		eventually(t, func() bool { return circuit(t, s, "10.0.0.1:80") == "half-open HEALTHY" })
+		var streams []*Dispatch
+		for range 3 {
+			x, d := p.begin(t)
+			x.Response.Status = 101
+			if _, err := p.Dispatch(newExchange(), false); !errors.Is(err, ErrBusy) {
+				t.Fatalf("a second one that is undecided: %v", err)
+			}
+			d.Result(x, nil)
+			streams = append(streams, d)
+		}
+		if got := circuit(t, s, "10.0.0.1:80"); got != "closed HEALTHY" {
+			t.Errorf("after three successes: %s", got)
+		}
+		for _, d := range streams {
+			d.End()
+		}
+		if pe := p.peers[peerKey{"10.0.0.1", addrPort("10.0.0.1:80")}]; pe.breaker.trials.Load() != 0 || pe.conns.Load() != 0 {
+			t.Errorf("%d trials, %d requests are left", pe.breaker.trials.Load(), pe.conns.Load())
+		}
+	})
+}
+
 // TestBreakerPercent: however many fail, most stay.
 func TestBreakerPercent(t *testing.T) {
 	p := newTestPool(t, `{"circuit_breaker":{"consecutive_errors":1,"max_ejection_percent":30}}`, addresses(10)...)

@@ -197,10 +197,14 @@ func (d *Dispatch) Result(x *exchange.Exchange, err error) {
 	}
 }
 
-// verdict counts what the upstream said.
+// verdict counts what the upstream said. A request on trial has decided then, and gives its place to the next one: its answer may stream for hours.
 func (d *Dispatch) verdict(status int) {
 	if c := d.config.breaker; c != nil {
 		d.pool.judge(d.peer, c, d.trial, fails(c, status))
+	}
+	if d.trial {
+		d.peer.breaker.trials.Add(-1)
+		d.trial = false
 	}
 	d.pool.report(d.peer, d.config.passive.status(status), &d.config.passive)
 }
