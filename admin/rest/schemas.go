@@ -101,5 +101,5 @@ func (a *API) tags(c *call, tag string) (answer, error) {
 	for i, t := range list {
 		rows[i] = encode(t)
 	}
-	return answer{status: http.StatusOK, body: pageBody(c, rows, offset, true)}, nil
+	return answer{status: http.StatusOK, body: pageBody(c, rows, offset, tag == "")}, nil
 }
