@@ -42,9 +42,10 @@ func (n *node) caughtUp() {
 // who is this node as a member: after joining another cluster it is another one.
 func (n *node) who() string { return n.cluster.ClusterID() + " " + n.cluster.ID() }
 
-// awaitReady notes when the node is ready, in case nobody asks.
+// awaitReady notes when the node is ready, in case nobody asks. What came from the log until then is packed like what came from a snapshot.
 func (n *node) awaitReady() {
 	for n.ready() != nil && !n.draining.Load() {
 		time.Sleep(readyPatience)
 	}
+	n.machine.Store().Pack()
 }

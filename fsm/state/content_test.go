@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,6 +127,52 @@ func FuzzReadID(f *testing.F) {
 			t.Errorf("%s was read as %s", x, got)
 		}
 	})
+}
+
+// Packing a table of many rows changes no answer, of the view before or of one after more changes.
+func TestManyRows(t *testing.T) {
+	s, names := credentials(t, many+1000)
+	table, w := TableOf[entity.KeyAuthCredential](s), s.work[0]
+	before, random := s.View(), rand.New(rand.NewPCG(7, 8))
+	changed := slices.Clone(names)
+	for commit := range uint64(100) {
+		tx := s.Begin()
+		for range 10 {
+			i := random.IntN(len(names))
+			var x ID
+			copy(x[:], mix(uint64(i)))
+			changed[i] = fmt.Sprint("new", i, "-", commit)
+			raw, _ := json.Marshal(entity.KeyAuthCredential{ID: x.String(), Consumer: entity.Ref{ID: x.String()}, Key: changed[i]})
+			d, err := tx.Decode(6, AnyRow{ID: x, Index: commit + 2, Raw: raw})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx.Set(d)
+		}
+		tx.Commit(commit+2, nil)
+		if commit%25 == 3 {
+			was := s.View()
+			s.Pack()
+			if v := s.View(); v.Index() != was.Index() || w.trees[byID].root.loose()+w.hashes[byID].loose()+w.hashes[byIndex].loose() > 0 {
+				t.Fatalf("commit %d: not all lies in blocks, or the index is %d", commit, v.Index())
+			}
+		}
+	}
+	for i := range names {
+		for _, c := range []struct {
+			v   *View
+			key string
+		}{{before, names[i]}, {s.View(), changed[i]}} {
+			row, ok := table.By(c.v.At(1), "key", c.key)
+			byID, found := table.Get(c.v, row.ID)
+			if !ok || !found || byID.Val.Key != c.key || row.Val.Key != c.key {
+				t.Fatalf("view %d: key %s: %+v, by its id %+v", c.v.Index(), c.key, row, byID)
+			}
+		}
+	}
+	if n := len(slices.Collect(table.All(s.View()))); n != len(names) {
+		t.Errorf("%d rows, want %d", n, len(names))
+	}
 }
 
 // Rows come, change and go for long; what is left is found, old views stay, and the memory does not grow.

@@ -6,7 +6,7 @@ import "slices"
 // tag asks for. One that is full becomes larger, and one that is as large as it may be is divided.
 type bucket struct {
 	words []uint32 // slots: tag (the first half of the hash), place (0: empty) and, where there are three, hint
-	epoch uint64   // of the hash that may change the words in place
+	epoch uint64   // of the hash that may change the words in place; inBlock: none may
 	rows  uint32
 	depth uint16
 	width uint16 // of a slot, in words
@@ -86,6 +86,32 @@ func (h *hash) begin() {
 }
 
 func (h *hash) freeze() { h.epoch++ }
+
+// pack puts all buckets into blocks.
+func (h *hash) pack() {
+	if h.segments == nil {
+		return
+	}
+	var tags []uint32
+	var buckets []bucket
+	for i := uint64(0); i < 1<<32; {
+		b := *h.bucket(uint32(i))
+		tags, buckets = append(tags, uint32(i)), append(buckets, b)
+		if i += 1 << (32 - b.depth); i < 1<<32 && len(tags) < blockSize {
+			continue
+		}
+		var words []*[]uint32
+		for j := range buckets {
+			words = append(words, &buckets[j].words)
+			buckets[j].epoch = inBlock
+		}
+		block(words)
+		for j := range buckets {
+			h.point(tags[j], buckets[j])
+		}
+		tags, buckets = tags[:0], buckets[:0]
+	}
+}
 
 func tagOf(head uint64) uint32 { return uint32(head >> 32) }
 

@@ -97,6 +97,7 @@ func (l *Load) sow(slot, x int, errs []error) {
 		}
 		return 0
 	})
+	t.hashes[x].pack()
 }
 
 // double is the error if two rows with the same hash have the same key.

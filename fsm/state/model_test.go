@@ -84,6 +84,8 @@ func TestHashAndTreeAgainstModel(t *testing.T) {
 				}
 			}
 			if rapid.Bool().Draw(rt, "freeze") {
+				now.h.pack()
+				now.x.pack()
 				old = append(old, version{now.h, now.x, maps.Clone(now.have)})
 				now.h.freeze()
 				now.x.freeze()

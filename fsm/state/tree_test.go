@@ -49,7 +49,8 @@ func (m model) equal(t *testing.T, c *content, x *tree, from point) {
 	}
 }
 
-// sound checks what a tree is to be like whatever it holds: nodes within their limits, and nothing kept alive behind the last kid.
+// sound checks what a tree is to be like whatever it holds: nodes within their limits, nothing kept alive behind the last kid, no room between
+// the leaves of a block.
 func sound(t *testing.T, n *node, root bool) {
 	t.Helper()
 	most := leafItems
@@ -63,9 +64,37 @@ func sound(t *testing.T, n *node, root bool) {
 			}
 		}
 	}
+	if n.epoch == inBlock && cap(n.items) > len(n.items) {
+		t.Fatalf("a leaf in a block would grow into the next one")
+	}
 	if len(n.items) > most || len(n.items) == 0 && !root {
 		t.Fatalf("a node of %d items, at most %d (inner: %t)", len(n.items), most, n.kids != nil)
 	}
+}
+
+// loose counts the leaves that lie in no block.
+func (n *node) loose() (count int) {
+	if n.kids == nil {
+		if n.epoch != inBlock {
+			count++
+		}
+		return count
+	}
+	for i := range n.items {
+		count += n.kids[i].node.loose()
+	}
+	return count
+}
+
+func (h *hash) loose() (count int) {
+	for _, s := range h.segments {
+		for i := range s.buckets {
+			if s.buckets[i].epoch != inBlock {
+				count++
+			}
+		}
+	}
+	return count
 }
 
 func TestTree(t *testing.T) {
@@ -113,6 +142,11 @@ func TestTree(t *testing.T) {
 					}
 				}
 				if random.IntN(rows/4) == 0 {
+					if random.IntN(2) == 0 {
+						if x.pack(); x.root.kids != nil && x.root.loose() > 0 {
+							t.Fatalf("%d leaves lie in no block", x.root.loose())
+						}
+					}
 					old = append(old, version{x, slices.Clone(m)})
 					x.freeze()
 				}
@@ -195,6 +229,9 @@ func testHash(t *testing.T, hinted bool) {
 			have := map[place]bool{}
 			for at := range v.have {
 				have[at] = true
+			}
+			if v.pack(); v.loose() > 0 {
+				t.Fatalf("%d buckets lie in no block", v.loose())
 			}
 			old = append(old, version{v.hash, have})
 			v.freeze()
