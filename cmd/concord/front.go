@@ -136,8 +136,13 @@ func (f *front) enter() *engine {
 // ServeConn serves a connection with the present server.
 func (f *front) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 	f.accepted.Add(1)
-	e := f.enter()
-	defer e.open.Add(-1)
+	e, end := f.enter(), info.Ended
+	info.Ended = func() {
+		e.open.Add(-1)
+		if end != nil {
+			end()
+		}
+	}
 	if info.TLS != nil {
 		if info.TLS.NegotiatedProtocol == "h2" {
 			e.h2.ServeConn(nc, info)

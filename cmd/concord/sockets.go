@@ -301,6 +301,7 @@ func newHandOver() *handOver {
 
 // ServeConn hands a connection over.
 func (h *handOver) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer info.End() // as far as the group is concerned
 	if len(info.Initial) > 0 {
 		nc = &peeked{nc, strings.NewReader(string(info.Initial))}
 	}

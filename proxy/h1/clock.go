@@ -1,6 +1,7 @@
 package h1
 
 import (
+	"math"
 	"net"
 	"net/http"
 	"runtime"
@@ -15,8 +16,11 @@ const (
 	precise = 2 * time.Second
 )
 
-// fired is the value of an alarm that has gone off.
-const fired = -1
+// Values of a deadline that goes off: nobody clears it while the clock still does something about it.
+const (
+	fired  = -1
+	firing = -2
+)
 
 var longAgo = time.Unix(1, 0)
 
@@ -31,6 +35,7 @@ type Clock struct {
 
 	mu     sync.Mutex
 	alarms []*alarm
+	lot    lot
 }
 
 // NewClock starts a clock; Stop ends it.
@@ -42,7 +47,12 @@ func NewClock() *Clock {
 }
 
 // Stop ends the clock. Deadlines do not fire any more.
-func (c *Clock) Stop() { c.once.Do(func() { close(c.stop) }) }
+func (c *Clock) Stop() {
+	c.once.Do(func() {
+		close(c.stop)
+		c.lot.close()
+	})
+}
 
 // Millis is the coarse time in milliseconds since the clock was started.
 func (c *Clock) Millis() int64 { return c.ms.Load() }
@@ -73,8 +83,10 @@ func (c *Clock) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, a := range c.alarms {
-		if t := a.rd.Load(); t > 0 && now >= t && a.rd.CompareAndSwap(t, fired) {
+		if t := a.rd.Load(); t > 0 && now >= t && a.rd.CompareAndSwap(t, firing) {
 			_ = a.nc.SetReadDeadline(longAgo)
+			a.rd.Store(fired)
+			c.lot.wake(a)
 		}
 		if t := a.wr.Load(); t > 0 && now >= t && a.wr.CompareAndSwap(t, fired) {
 			_ = a.nc.SetWriteDeadline(longAgo)
@@ -92,16 +104,51 @@ type alarm struct {
 
 	// Of client connections: while an exchange runs nobody reads from the client, so the clock looks whether it is still there.
 	busy atomic.Int64 // 0: no exchange; the clock's ms when it was looked last, or looking, or told
-	left func()       // runs when the client has left, bound once
 
-	parked atomic.Int64 // the clock's ms since when the connection waits without having asked whether the stream has ended; 0: it does not
+	// Of client connections between two requests.
+	still  atomic.Int64 // 0: not between two requests; the clock's ms since when, or never, interrupting, interrupted, or parked
+	owner  owner
+	ticket uint64 // of the lot, guarded by its mutex; 0: not there
+}
+
+// owner is a client connection, as its alarm sees it.
+type owner interface {
+	clientLeft() // while an exchange runs
+	resume()     // serves a connection again that was parked
 }
 
 const (
 	lookEvery = 1000 // ms
 	looking   = -1
 	told      = -2
+
+	parkAfter    = 1000 // ms
+	interrupting = -1
+	interrupted  = -2
+	parked       = -3
+	never        = math.MaxInt64 // the goroutine stays
 )
+
+// interrupt ends a wait between two requests that has lasted since t.
+func (a *alarm) interrupt(t int64) {
+	if a.still.CompareAndSwap(t, interrupting) {
+		_ = a.nc.SetReadDeadline(longAgo)
+		a.still.Store(interrupted)
+	}
+}
+
+// stir ends the state between two requests and tells whether the wait was interrupted. Whoever does that has set the read deadline when stir
+// returns, and does not touch it later.
+func (a *alarm) stir() bool {
+	for {
+		if t := a.still.Load(); t == 0 {
+			return false
+		} else if t != interrupting && a.still.CompareAndSwap(t, 0) {
+			return t == interrupted
+		}
+		runtime.Gosched()
+	}
+}
 
 func (a *alarm) watch() { a.busy.Store(a.clock.ms.Load()) }
 
@@ -116,15 +163,15 @@ func (a *alarm) unwatch() {
 }
 
 func (a *alarm) look(now int64) {
-	if t := a.parked.Load(); t > 0 && now-t >= lookEvery && a.parked.CompareAndSwap(t, 0) && atEnd(a.nc) {
-		_ = a.nc.SetReadDeadline(longAgo)
+	if t := a.still.Load(); t > 0 && now-t >= parkAfter {
+		a.interrupt(t)
 	}
 	t := a.busy.Load()
 	if t <= 0 || now-t < lookEvery || !a.busy.CompareAndSwap(t, looking) {
 		return
 	}
 	if peerEnded(a.nc) {
-		a.left()
+		a.owner.clientLeft()
 		now = told
 	}
 	a.busy.Store(now)
@@ -170,7 +217,12 @@ func (a *alarm) disarmRead(d time.Duration) bool {
 		_ = a.nc.SetReadDeadline(time.Time{})
 		return false
 	}
-	return a.rd.Swap(0) == fired
+	for {
+		if t := a.rd.Load(); t != firing && a.rd.CompareAndSwap(t, 0) {
+			return t == fired
+		}
+		runtime.Gosched()
+	}
 }
 
 func (a *alarm) armWrite(d time.Duration) {

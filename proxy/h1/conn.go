@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"concord/proxy/exchange"
@@ -31,8 +30,9 @@ type conn struct {
 	armed    time.Duration // read deadline while parked
 	headBy   time.Time     // when the head must be complete that has begun to arrive; zero: none has
 	linger   bool          // the client may still be sending: do not reset what it has not read yet
-	last     bool          // draining: one more look, then close
-	idle     atomic.Bool
+	last     bool          // one more look, then close
+	stays    bool          // its goroutine, while it waits
+	ended    func()
 }
 
 // work is the memory of a connection that has something to do.
@@ -79,7 +79,30 @@ func (c *conn) putBack() {
 	}
 }
 
-func (c *conn) serve(initial []byte) {
+// run serves the connection until it is over or parked, which belongs to another goroutine then.
+func (c *conn) run(initial []byte) {
+	away := false
+	defer func() {
+		if p := recover(); p != nil {
+			c.s.o.Log.Error("panic while serving a connection", "panic", p, "peer", c.info.Peer)
+		} else if away {
+			return
+		}
+		_ = c.shut()
+		c.s.remove(c)
+	}()
+	away = c.serve(initial)
+}
+
+// resume goes on with a connection that was parked. Why it is not any more shows when it is looked at.
+func (c *conn) resume() {
+	if c.woken() {
+		c.last = true
+	}
+	c.run(nil)
+}
+
+func (c *conn) serve(initial []byte) (away bool) {
 	v := more
 	if len(initial) > 0 {
 		c.take()
@@ -92,46 +115,50 @@ func (c *conn) serve(initial []byte) {
 	if v != quit {
 		if c.raw != nil {
 			c.readable = c.onReadable
-			c.serveRaw()
+			away = c.serveRaw()
 		} else {
-			c.servePlain()
+			away = c.servePlain()
+		}
+		if away {
+			return true
 		}
 	}
 	if c.linger {
 		c.lingerClose()
 	}
 	c.putBack()
+	return false
 }
 
 // serveRaw runs the connection inside RawConn.Read. Readiness is edge-triggered and sticky there: after a read that did
 // not fill the buffer nothing is left, so the callback parks without asking the kernel again.
-func (c *conn) serveRaw() {
+func (c *conn) serveRaw() (away bool) {
 	for {
 		c.verdict = quit
 		if err := c.raw.Read(c.readable); err != nil {
-			if c.awake() {
+			switch c.awake() {
+			case lookAgain:
 				continue
+			case gone:
+				return true
 			}
-			return
+			return false
 		}
 		if c.verdict == leave && c.exchange(-1) && c.advance(-1) == more {
 			continue
 		}
-		return
+		return false
 	}
 }
 
 func (c *conn) onReadable(fd uintptr) bool {
-	if c.armed != 0 {
-		late := c.disarmRead(c.armed)
-		c.armed = 0
-		if late {
+	if c.armed != 0 && c.woken() {
+		if c.w != nil { // a part of a head
 			c.verdict = quit
 			return true
 		}
+		c.last = true
 	}
-	c.idle.Store(false)
-	c.parked.Store(0)
 	c.take()
 	for {
 		w := c.w
@@ -142,10 +169,11 @@ func (c *conn) onReadable(fd uintptr) bool {
 			return true
 		}
 		if !ok {
-			c.park()
+			c.wait()
 			return false
 		}
 		w.e += n
+		c.last = false
 		before := c.info.Requests
 		c.verdict = c.advance(int(fd))
 		if c.verdict != more {
@@ -153,18 +181,17 @@ func (c *conn) onReadable(fd uintptr) bool {
 		}
 		// A short read has emptied the socket, but the end of the stream may have come with the bytes, and it will not be
 		// announced again: look for it where it is likely, after the first request, several at once, or a part of one.
-		// Elsewhere the clock looks, once the connection has waited for a while.
+		// Elsewhere it shows when the connection is parked.
 		if n == len(room) || c.info.Requests <= 1 || c.info.Requests > before+1 || c.w.r < c.w.e {
 			continue
 		}
-		c.park()
-		c.parked.Store(c.clock.ms.Load())
+		c.wait()
 		return false
 	}
 }
 
-// park prepares for waiting: the memory goes back unless a part of a head is in it.
-func (c *conn) park() {
+// wait prepares for waiting: the memory goes back unless a part of a head is in it.
+func (c *conn) wait() {
 	if c.w != nil && c.w.r < c.w.e {
 		if c.headBy.IsZero() {
 			c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
@@ -174,52 +201,113 @@ func (c *conn) park() {
 		return
 	}
 	c.putBack()
-	c.armed = c.s.o.IdleTimeout
-	c.armRead(c.armed)
-	c.idle.Store(true)
+	c.rest(c.s.o.IdleTimeout)
 }
 
-// awake handles a wait that was interrupted. It tells whether to look at the connection again.
-func (c *conn) awake() bool {
-	partial := c.w != nil && c.w.r < c.w.e
-	if !partial && c.s.draining.Load() && !c.last {
-		// A request may have arrived in the same moment: it is still answered.
-		c.last = true
-		c.disarmRead(c.armed)
-		c.armed = 0
-		_ = c.nc.SetReadDeadline(time.Time{})
-		return true
+// rest begins a wait between two requests.
+func (c *conn) rest(d time.Duration) {
+	c.armed = d
+	c.armRead(d)
+	if c.stays {
+		c.still.Store(never)
+	} else {
+		c.still.Store(c.clock.ms.Load())
 	}
-	if partial && !c.headBy.IsZero() {
-		c.refuse(-1, errHeaderTime)
-	}
-	return false
 }
+
+// woken ends a wait and tells whether it was too long. The deadline that may have interrupted it is removed: what has arrived is served.
+func (c *conn) woken() (late bool) {
+	disturbed := c.stir()
+	late = c.disarmRead(c.armed)
+	c.armed = 0
+	if disturbed || late {
+		_ = c.nc.SetReadDeadline(time.Time{})
+	}
+	return late
+}
+
+// next is how a connection goes on whose wait was interrupted.
+type next uint8
+
+const (
+	over next = iota
+	lookAgain
+	gone
+)
+
+// awake handles a wait that was interrupted: by the clock, because it has lasted for a while or too long, or by Shutdown.
+func (c *conn) awake() next {
+	if c.w != nil && c.w.r < c.w.e {
+		if !c.headBy.IsZero() {
+			c.refuse(-1, errHeaderTime)
+		}
+		return over
+	}
+	if c.stir() {
+		_ = c.nc.SetReadDeadline(time.Time{})
+		if !c.s.closing.Load() {
+			c.putBack()
+			if c.clock.lot.park(&c.alarm) {
+				return gone
+			}
+			c.stays = true
+			if c.rd.Load() > 0 {
+				return lookAgain
+			}
+		}
+	}
+	if c.last {
+		return over
+	}
+	// A request may have arrived in the same moment: it is still answered.
+	c.last = true
+	c.disarmRead(c.armed)
+	c.armed = 0
+	_ = c.nc.SetReadDeadline(time.Time{})
+	return lookAgain
+}
+
+// glance is how long the last look may take where one cannot look without waiting.
+const glance = time.Millisecond
 
 // servePlain is the same loop over net.Conn.
-func (c *conn) servePlain() {
+func (c *conn) servePlain() (away bool) {
 	for {
 		c.take()
-		w, d := c.w, c.s.o.IdleTimeout
-		if w.r < w.e {
+		w := c.w
+		switch {
+		case w.r < w.e:
 			if c.headBy.IsZero() {
 				c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
 			}
-			d = max(time.Until(c.headBy), time.Millisecond)
-		} else {
-			c.idle.Store(true)
+			c.armed = max(time.Until(c.headBy), time.Millisecond)
+			c.armRead(c.armed)
+		case c.last:
+			c.armed = glance
+			c.armRead(glance)
+		default:
+			c.rest(c.s.o.IdleTimeout)
 		}
-		n, err := c.read(w.in[w.e:], d)
-		c.idle.Store(false)
+		n, err := c.nc.Read(w.in[w.e:])
 		if n == 0 && err != nil {
-			if isTimeout(err) && w.r < w.e {
-				c.refuse(-1, errHeaderTime)
+			if !isTimeout(err) {
+				return false
 			}
-			return
+			// A *tls.Conn that was interrupted has used up all bytes it has read, but for a record that is incomplete, and goes on when
+			// more of them arrive: whether it can is up to the socket alone.
+			switch c.awake() {
+			case lookAgain:
+				continue
+			case gone:
+				return true
+			}
+			return false
 		}
+		c.woken()
+		c.last = false
 		w.e += n
 		if c.advance(-1) == quit {
-			return
+			return false
 		}
 	}
 }
@@ -312,7 +400,6 @@ func (c *conn) room() {
 }
 
 func (c *conn) exchange(fd int) bool {
-	c.idle.Store(false)
 	return c.w != nil && c.w.ready && c.exchangeOn(fd)
 }
 

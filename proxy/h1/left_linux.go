@@ -21,25 +21,21 @@ func peerEnded(nc net.Conn) bool {
 	})
 }
 
-// atEnd tells whether a read would return the end of the stream, with nothing before it.
-func atEnd(nc net.Conn) bool {
-	return onSocket(nc, func(fd uintptr) bool {
-		var b [1]byte
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return n == 0 && err == nil
-	})
-}
-
-func onSocket(nc net.Conn, f func(fd uintptr) bool) bool {
+// socket is what is below a connection; nil: no TCP.
+func socket(nc net.Conn) *net.TCPConn {
 	for {
 		inner, ok := nc.(interface{ NetConn() net.Conn })
 		if !ok {
-			break
+			t, _ := nc.(*net.TCPConn)
+			return t
 		}
 		nc = inner.NetConn()
 	}
-	t, ok := nc.(*net.TCPConn)
-	if !ok {
+}
+
+func onSocket(nc net.Conn, f func(fd uintptr) bool) bool {
+	t := socket(nc)
+	if t == nil {
 		return false
 	}
 	raw, err := t.SyscallConn()

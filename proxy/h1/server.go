@@ -45,6 +45,7 @@ type Server struct {
 	ownClock bool
 	works    sync.Pool
 	draining atomic.Bool
+	closing  atomic.Bool // Shutdown
 	serial   atomic.Uint64
 	bulk     atomic.Int64 // responses of which the kernel takes as much as it can
 
@@ -94,6 +95,14 @@ type ConnInfo struct {
 	exchange.Conn        // Peer and Local default to the socket's, Serial to the server's count
 	Initial       []byte // bytes that were read already
 	HTTP2         bool   // the listener speaks HTTP/2 too: by ALPN under TLS, else to clients that know (RFC 9113 §3.3)
+	Ended         func() // called once by who serves the connection, when it is over, which may be after ServeConn has returned; nil: nobody asks
+}
+
+// End calls Ended.
+func (i *ConnInfo) End() {
+	if i.Ended != nil {
+		i.Ended()
+	}
 }
 
 // Serve accepts until ln fails or Shutdown is called.
@@ -128,10 +137,11 @@ func (s *Server) Serve(ln net.Listener) error {
 	}
 }
 
-// ServeConn serves one connection, which it closes, and returns when it is over. *net.TCPConn is served without holding
-// memory while idle; any other kind of connection works too. A *tls.Conn is to be handshaken and described in info, which is not kept.
+// ServeConn serves one connection, which it closes. It returns when the connection is over, or when nothing has happened on it for a while: it is
+// parked then, and served by another goroutine when something does. *net.TCPConn is served without holding memory while idle; any other kind of
+// connection works too. A *tls.Conn is to be handshaken and described in info, which is not kept.
 func (s *Server) ServeConn(nc net.Conn, info *ConnInfo) {
-	c := &conn{s: s, info: info.Conn}
+	c := &conn{s: s, info: info.Conn, ended: info.Ended}
 	if !c.info.Peer.IsValid() {
 		c.info.Peer = addrPort(nc.RemoteAddr())
 	}
@@ -141,21 +151,22 @@ func (s *Server) ServeConn(nc net.Conn, info *ConnInfo) {
 	if c.info.Serial == 0 {
 		c.info.Serial = s.serial.Add(1)
 	}
-	c.left = c.clientLeft
+	c.owner = c
+	c.stays = !parks(nc) || s.o.IdleTimeout < precise
 	c.open(nc, s.o.Clock)
 	s.mu.Lock()
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
-	defer func() {
-		if p := recover(); p != nil {
-			s.o.Log.Error("panic while serving a connection", "panic", p, "peer", c.info.Peer)
-		}
-		_ = c.shut()
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
-	}()
-	c.serve(info.Initial)
+	c.run(info.Initial)
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	if c.ended != nil {
+		c.ended()
+	}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -181,6 +192,7 @@ func (s *Server) Drain() { s.draining.Store(true) }
 // what is left when ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.draining.Store(true)
+	s.closing.Store(true)
 	s.mu.Lock()
 	for ln := range s.lns {
 		_ = ln.Close()
@@ -197,9 +209,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		for c := range s.conns {
 			if ctx.Err() != nil {
 				_ = c.nc.Close()
-			} else if c.idle.Load() {
-				_ = c.nc.SetReadDeadline(longAgo)
+			} else if t := c.still.Load(); t > 0 {
+				c.interrupt(t)
 			}
+			c.clock.lot.wake(&c.alarm)
 		}
 		s.mu.Unlock()
 		if left == 0 {

@@ -110,6 +110,7 @@ type serverConn struct {
 // ServeConn serves one connection, which it closes, and returns when it is over and the last handler has returned. A
 // *tls.Conn is to be handshaken and described in info. The preface is still to be read, or in info.Initial.
 func (s *Server) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer info.End()
 	c := &serverConn{s: s, info: info.Conn}
 	if !c.info.Peer.IsValid() {
 		c.info.Peer = addrPort(nc.RemoteAddr())

@@ -24,6 +24,7 @@ import (
 type told struct{}
 
 func (told) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer info.End()
 	defer nc.Close()
 	first := info.Initial
 	buf := make([]byte, 1024)
@@ -205,7 +206,10 @@ func say1(t *testing.T, addr net.Addr) {
 
 type serverFunc func(net.Conn)
 
-func (f serverFunc) ServeConn(nc net.Conn, _ *h1.ConnInfo) { f(nc) }
+func (f serverFunc) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer info.End()
+	f(nc)
+}
 
 func TestFamiliesAreApart(t *testing.T) {
 	four, err := listen.Parse("0.0.0.0:0")

@@ -103,6 +103,7 @@ func (s *shredder) Write(p []byte) (int, error) {
 type recorder struct{ conns chan exchange.Conn }
 
 func (s recorder) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer info.End()
 	s.conns <- info.Conn
 	nc.Close()
 }

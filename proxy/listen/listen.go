@@ -18,7 +18,7 @@ import (
 	"concord/proxy/proxyproto"
 )
 
-// ConnServer serves a connection on which HTTP begins, and closes it. *h1.Server is one.
+// ConnServer serves a connection on which HTTP begins, closes it, and calls info.End then. *h1.Server is one.
 type ConnServer interface {
 	ServeConn(nc net.Conn, info *h1.ConnInfo)
 }
@@ -52,6 +52,7 @@ type Group struct {
 	closed    atomic.Bool
 	accepting sync.WaitGroup
 	conns     *atomic.Int64
+	leave     func() // Leave, bound once
 	serial    atomic.Uint64
 	lastFull  atomic.Int64 // Unix seconds of the last complaint
 
@@ -80,6 +81,7 @@ func Open(ctx context.Context, o Options) (*Group, error) {
 		o.Log = slog.Default()
 	}
 	g := &Group{o: o, conns: cmp.Or(o.Conns, new(atomic.Int64)), waiting: map[net.Conn]struct{}{}}
+	g.leave = g.Leave
 	if o.TLS != nil {
 		g.http1, g.http2 = speaking(o.TLS, o.TLS.NextProtos), speaking(o.TLS, append([]string{"h2"}, o.TLS.NextProtos...))
 	}
@@ -175,14 +177,15 @@ const tlsHandshake = 0x16
 // sniffed is how much is read to tell what a connection speaks; the rest stays in the kernel. The preface of HTTP/2 is known by as many.
 const sniffed = 16
 
-// serve stays for the life of the connection. All that is needed only at its beginning is in admit, whose stack is free again by then:
+// serve stays as long as the server does. All that is needed only at the beginning is in admit, whose stack is free again by then:
 // the runtime gives a waiting goroutine the smallest stack only if little of the one it has is in use.
 func (g *Group) serve(nc net.Conn, spec *Spec) {
-	defer g.conns.Add(-1)
-	info := new(h1.ConnInfo)
-	if nc = g.admit(nc, spec, info); nc != nil {
-		g.o.Server.ServeConn(nc, info)
+	info := &h1.ConnInfo{Ended: g.leave}
+	if nc = g.admit(nc, spec, info); nc == nil {
+		g.Leave()
+		return
 	}
+	g.o.Server.ServeConn(nc, info)
 }
 
 // admit reads how a connection begins and tells how to serve it; nil: it is closed.
@@ -347,7 +350,7 @@ func (g *Group) Enter() (serial uint64, ok bool) {
 	return g.serial.Add(1), true
 }
 
-// Leave ends what Enter has begun.
+// Leave ends what Enter has begun: a connection is over.
 func (g *Group) Leave() { g.conns.Add(-1) }
 
 // Conns is the number of open connections, see Options.Conns.

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -421,4 +422,43 @@ func TestReusePort(t *testing.T) {
 		t.Fatalf("a second listener on the same port: %v", err)
 	}
 	_ = b.Close()
+}
+
+// returned tells when a server returns.
+type returned struct {
+	listen.ConnServer
+	n *atomic.Int64
+}
+
+func (r returned) ServeConn(nc net.Conn, info *h1.ConnInfo) {
+	defer r.n.Add(1)
+	r.ConnServer.ServeConn(nc, info)
+}
+
+// TestParkedCounts: a connection counts until it has ended, not until its server has returned.
+func TestParkedCounts(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("connections keep their goroutines")
+	}
+	var n atomic.Int64
+	g, _, addrs := open(t, func(o *listen.Options) { o.Server = returned{o.Server, &n} })
+	c := dial(t, addrs[0])
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if r, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || r.StatusCode != 200 {
+		t.Fatal(r, err)
+	}
+	for end := time.Now().Add(60 * time.Second); n.Load() != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it keeps its goroutine")
+		}
+	}
+	if g.Conns() != 1 {
+		t.Fatal(g.Conns())
+	}
+	_ = c.Close()
+	for end := time.Now().Add(60 * time.Second); g.Conns() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it still counts")
+		}
+	}
 }

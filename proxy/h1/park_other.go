@@ -1,0 +1,14 @@
+//go:build !linux
+
+package h1
+
+import "net"
+
+func parks(net.Conn) bool { return false }
+
+// lot: elsewhere a connection that waits keeps its goroutine.
+type lot struct{}
+
+func (*lot) park(*alarm) bool { return false }
+func (*lot) wake(*alarm)      {}
+func (*lot) close()           {}
