@@ -678,8 +678,6 @@ func addrs(list []listen.Spec) []string {
 	return out
 }
 
-// text is the value of a *_listen key.
-
 func orNone(s string) string {
 	if s == "" {
 		return "none"
