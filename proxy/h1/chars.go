@@ -5,7 +5,8 @@ import "unsafe"
 // What a byte may be, one bit each.
 const (
 	isToken  = 1 << iota // RFC 9110 §5.6.2 tchar
-	isTarget             // visible ASCII without '#': what a request target may hold; pickier rules are the path normaliser's
+	isTarget             // what a request target may hold: no control characters, spaces or '#'; pickier rules are the path normaliser's
+	isURI                // the same without what is not ASCII: clients write UTF-8 as it is and nginx takes that, but it is sent escaped
 	isHost               // RFC 3986 reg-name or IPv6 literal, ':' included; '@' is not, so there is no userinfo
 	isDigit
 )
@@ -17,8 +18,11 @@ var class = func() (t [256]uint8) {
 		if alnum || inSet(b, "!#$%&'*+-.^_`|~") {
 			t[c] |= isToken
 		}
-		if b > 0x20 && b < 0x7f && b != '#' {
+		if b > 0x20 && b != 0x7f && b != '#' {
 			t[c] |= isTarget
+			if b < 0x7f {
+				t[c] |= isURI
+			}
 		}
 		if alnum || inSet(b, "-._~!$&'()*+,;=%:[]") {
 			t[c] |= isHost

@@ -70,7 +70,7 @@ func appendTarget(b []byte, r *exchange.Request, u *exchange.Upstream) []byte {
 	switch p := u.Path; {
 	case p == "":
 		b = append(b, '/')
-	case allOf(bytesOf(p), isTarget):
+	case allOf(bytesOf(p), isURI):
 		if p[0] != '/' && p != "*" {
 			b = append(b, '/')
 		}
@@ -83,7 +83,7 @@ func appendTarget(b []byte, r *exchange.Request, u *exchange.Upstream) []byte {
 	}
 	if r.HasQuery || r.RawQuery != "" {
 		b = append(b, '?')
-		if r.RawQuery == "" || allOf(bytesOf(r.RawQuery), isTarget) {
+		if r.RawQuery == "" || allOf(bytesOf(r.RawQuery), isURI) {
 			b = append(b, r.RawQuery...)
 		} else {
 			b = exchange.AppendEscapedQuery(b, r.RawQuery)

@@ -8,7 +8,7 @@ import "concord/proxy/exchange"
 // ValidToken tells whether s is a token (RFC 9110 §5.6.2): a method or a field name.
 func ValidToken(s string) bool { return allOf(bytesOf(s), isToken) }
 
-// ValidTarget tells whether s may be a request target: visible ASCII without '#'.
+// ValidTarget tells whether s may be a request target: no control characters, spaces or '#'.
 func ValidTarget(s string) bool { return allOf(bytesOf(s), isTarget) }
 
 // ValidHost accepts what may stand in Host or an authority: host and host:port.

@@ -103,7 +103,7 @@ func TestRefused(t *testing.T) {
 		{name: "absolute path", fields: fields("-:path", ":path", "http://b.test/"), status: "400"},
 		{name: "asterisk", fields: fields("-:path", ":path", "*"), status: "400"},
 		{name: "fragment", fields: fields("-:path", ":path", "/a#b"), status: "400"},
-		{name: "byte above 0x7f in the path", fields: fields("-:path", ":path", "/\xc3\xa9"), status: "400"},
+		{name: "DEL in the path", fields: fields("-:path", ":path", "/\x7f"), status: "400"},
 		{name: "encoded NUL", fields: fields("-:path", ":path", "/a%00b"), status: "400"},
 		{name: "backslash", fields: fields("-:path", ":path", `/a\b`), status: "400"},
 		{name: "wrong escape", fields: fields("-:path", ":path", "/%zz"), status: "400"},
