@@ -12,13 +12,14 @@ const busyFor = time.Second
 type bustle struct {
 	requests func() uint64 // so far
 	inUse    func() bool   // some are under way
+	began    time.Time     // what the times below count from, for the wall clock may be set
 
 	seen           atomic.Uint64 // requests when it was asked the last time
 	asked, changed atomic.Int64  // when that was, and when there were new ones, in nanoseconds
 }
 
 // busy tells whether requests are under way, or came since it was asked the last time, not long ago, or within busyFor.
-func (b *bustle) busy() bool { return b.busyAt(time.Now().UnixNano()) }
+func (b *bustle) busy() bool { return b.busyAt(int64(time.Since(b.began))) }
 
 func (b *bustle) busyAt(now int64) bool {
 	n := b.requests()

@@ -265,7 +265,7 @@ func (n *node) start() error {
 	}
 	machine := fsm.New(fsm.Options{Defs: entity.All(), Keys: keys, Yield: (&turns{busy: n.busy}).yield})
 	n.machine = machine
-	n.bustle = bustle{requests: n.front.requests.Load, inUse: func() bool { return n.compiler.Holder().InUse() || n.compiler.Stats().Retired > 0 }}
+	n.bustle = bustle{began: time.Now(), requests: n.front.requests.Load, inUse: func() bool { return n.compiler.Holder().InUse() || n.compiler.Stats().Retired > 0 }}
 	n.cluster, err = cluster.Open(context.Background(), cluster.Options{
 		Prefix: n.s.Prefix, Name: n.s.NodeName, Listen: n.s.ClusterListen, Advertise: n.s.ClusterAdvertise, GossipListen: n.s.GossipListen,
 		GossipAdvertise: n.s.GossipAdvertise, Machine: machine, Version: version, Level: fsm.MaxLevel, HoldLevel: n.from != nil, Log: n.log,
