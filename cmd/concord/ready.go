@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 )
 
@@ -34,7 +35,15 @@ func (n *node) ready() error {
 	return nil
 }
 
+// pack puts together what came from the log, like what came from a snapshot, and gives the memory back that this took, before there is traffic.
+func (n *node) pack() {
+	if n.machine.Store().Pack() {
+		debug.FreeOSMemory()
+	}
+}
+
 func (n *node) caughtUp() {
+	n.packed.Do(n.pack)
 	who := n.who()
 	n.upToDate.Store(&who)
 }
@@ -42,10 +51,9 @@ func (n *node) caughtUp() {
 // who is this node as a member: after joining another cluster it is another one.
 func (n *node) who() string { return n.cluster.ClusterID() + " " + n.cluster.ID() }
 
-// awaitReady notes when the node is ready, in case nobody asks. What came from the log until then is packed like what came from a snapshot.
+// awaitReady notes when the node is ready, in case nobody asks.
 func (n *node) awaitReady() {
 	for n.ready() != nil && !n.draining.Load() {
 		time.Sleep(readyPatience)
 	}
-	n.machine.Store().Pack()
 }

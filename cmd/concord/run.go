@@ -74,6 +74,7 @@ type node struct {
 	limits   *ratelimit.Local // the counts of rate-limiting
 	orders   *acme.Orders
 	upToDate atomic.Pointer[string] // the cluster and node id with which this node has caught up
+	packed   sync.Once              // what it had to read for that
 	bustle   bustle
 	front    front
 

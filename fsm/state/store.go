@@ -94,8 +94,9 @@ func (s *Store) publish(prev []*content, dirty []bool) []*content {
 const many = 1 << 16
 
 // Pack has the leaves and buckets of tables of many rows lie together, as they do after a Load, so that a collection of garbage has fewer things to look
-// at. It changes nothing that is read; commits wait for it, a twentieth of a second for a million rows. It is for after many writes.
-func (s *Store) Pack() {
+// at. It changes nothing that is read; commits wait for it, a twentieth of a second for a million rows. It is for after many writes. It tells
+// whether there was anything to pack, copies of which are garbage now.
+func (s *Store) Pack() bool {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	dirty := make([]bool, len(s.work))
@@ -110,6 +111,7 @@ func (s *Store) Pack() {
 	}
 	v := s.View()
 	s.view.Store(&View{index: v.index, aux: v.aux, tables: s.publish(v.tables, dirty)})
+	return slices.Contains(dirty, true)
 }
 
 // View is the newest committed state.
