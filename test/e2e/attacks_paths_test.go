@@ -45,11 +45,11 @@ func pathAttacks() []attack {
 		list = append(list, attack{row: "P3", name: p, send: get(p)})
 	}
 	list = append(list, attack{row: "P3", name: "dots behind the prefix", send: get("/api/../admin"), codes: "401"})
-	for _, p := range []string{"/%zz", "/%4", "/%", "/a\x00", "/a\xc0\xae", "/a\nb", "/re/a%0"} {
+	for _, p := range []string{"/%zz", "/%4", "/%", "/a\x00", "/a\x7f", "/a\nb", "/re/a%0"} {
 		list = append(list, attack{row: "P4", name: fmt.Sprintf("%q", p), send: get(p)})
 	}
 	for sent, sees := range map[string]string{
-		"/%c0%ae%c0%ae/admin": "/%C0%AE%C0%AE/admin", "/re/abc": "/re/abc", "/re/abc%0a": "/re/abc%0A", "/re/abc%0d%0aX-Evil:%201": "/re/abc%0D%0AX-Evil:%201", "/%e0%80%af..": "/%E0%80%AF..",
+		"/%c0%ae%c0%ae/admin": "/%C0%AE%C0%AE/admin", "/\xc0\xae\xc0\xae/admin": "/%C0%AE%C0%AE/admin", "/caf\xc3\xa9?q=\xc3\xbc": "/caf%C3%A9?q=%C3%BC", "/re/abc": "/re/abc", "/re/abc%0a": "/re/abc%0A", "/re/abc%0d%0aX-Evil:%201": "/re/abc%0D%0AX-Evil:%201", "/%e0%80%af..": "/%E0%80%AF..",
 	} {
 		list = append(list, attack{row: "P4", name: sent, send: get(sent), codes: "200", sees: []string{"GET " + sees}})
 	}
