@@ -230,6 +230,9 @@ func (e *encoder) json(b []byte) (kind, []byte, error) {
 		default:
 			continue
 		}
+		if len(bytes.TrimSpace(b[:i])) != i {
+			return 0, nil, errCanonical
+		}
 		e.put(b[:i])
 		if bytes.Contains(b[:i], []byte(seal.Opening)) {
 			return kindMixed, b[i:], nil
