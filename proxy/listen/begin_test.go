@@ -177,7 +177,7 @@ func TestFlagsReachTheSocket(t *testing.T) {
 		if got := option(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE); want == 1 && got != 77 {
 			t.Errorf("TCP_KEEPIDLE is %d", got)
 		}
-		if got := option(t, c, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); got != 128<<10 {
+		if got := option(t, c, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); got != 48<<10 {
 			t.Errorf("listener %d: the accepted socket's TCP_NOTSENT_LOWAT is %d", i, got)
 		}
 		_ = c.Close()

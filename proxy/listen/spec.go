@@ -263,8 +263,9 @@ func (s Spec) Listen(ctx context.Context, from *Inherited) (net.Listener, error)
 
 // unsent is how many bytes the kernel takes for a client before it can send them. Its own bound is tcp_wmem, megabytes for each connection: a
 // thousand clients that read slowly would exhaust tcp_mem, and with it every connection of the machine. It is enough to keep the network busy while
-// the gateway fetches the next piece: what is on its way does not count.
-const unsent = 128 << 10
+// the gateway fetches the next piece: what is on its way does not count. With twice as much the gateway reads on for clients that do not, and the
+// upstream's window grows as if they did.
+const unsent = 48 << 10
 
 // options sets the socket's options before it listens. The accepted ones inherit them.
 func (s Spec) options(raw syscall.RawConn, reusePort bool) error {
