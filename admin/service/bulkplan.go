@@ -37,9 +37,6 @@ type bulkPlan struct {
 	removed map[string]map[state.ID]bool // by table: what goes with Bulk.Removals; true: named there
 	errs    map[int]schema.Errors
 
-	routes  map[string][]string   // protocols of the wanted routes by id
-	through map[string][][]string // and by service id
-
 	puts  []command.Put
 	level uint32 // that the cluster must have reached for them
 	res   BulkResult
@@ -51,7 +48,7 @@ type bulkPlan struct {
 func (s *Service) planBulk(ctx context.Context, b Bulk) (*bulkPlan, error) {
 	now := time.Now()
 	p := &bulkPlan{s: s, b: b, pace: b.Pace, now: now, view: s.store.View().At(now.UnixMilli()), all: s.inOrder(), ids: make([]state.ID, len(b.Rows)), claimed: map[string]map[state.ID]int{},
-		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}, routes: map[string][]string{}, through: map[string][][]string{}}
+		keys: map[string]map[string]int{}, named: map[string]map[string]int{}, errs: map[int]schema.Errors{}}
 	if b.Show {
 		p.res.Rows, p.res.IDs = make([][]byte, len(b.Rows)), p.ids
 	}
@@ -335,10 +332,6 @@ func (p *bulkPlan) row(ctx context.Context, t state.AnyTable, i int, body schema
 	if !p.unique(t, i, rec) {
 		return nil
 	}
-	if errs := p.related(t, rec); errs != nil {
-		p.fail(i, errs)
-		return nil
-	}
 	pl := &planner{s: p.s, view: p.view, now: p.now, table: t, def: t.Def()}
 	found := !current.ID.IsZero()
 	if err := p.conditions(p.b.Rows[i].Conditions, t, current); err != nil {
@@ -492,36 +485,6 @@ func (p *bulkPlan) unique(t state.AnyTable, i int, rec schema.Record) bool {
 		}
 	}
 	return true
-}
-
-// related is Service.related in the world as wanted.
-func (p *bulkPlan) related(t state.AnyTable, rec schema.Record) schema.Errors {
-	switch t.Name() {
-	case "routes":
-		id, _ := rec["id"].(string)
-		p.routes[id] = texts(rec["protocols"])
-		if service := keyPart(rec["service"]); service != "" {
-			p.through[service] = append(p.through[service], p.routes[id])
-		}
-	case "plugins":
-		routes := p.s.tables["routes"]
-		return protocolsMatch(rec, func(id state.ID) ([]string, bool) {
-			if have, ok := p.routes[id.String()]; ok {
-				return have, true
-			}
-			row, ok := routes.Get(p.view, id)
-			return protocolsOf(row), ok
-		}, func(service string) [][]string {
-			list := p.through[service]
-			for row := range routes.Scan(p.view, "service", service, state.ID{}) {
-				if p.stays(routes, row) {
-					list = append(list[:len(list):len(list)], protocolsOf(row))
-				}
-			}
-			return list
-		})
-	}
-	return nil
 }
 
 // unchanged compares a prepared record with the stored row, but for updated_at. row is what is stored, in clear.

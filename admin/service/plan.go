@@ -141,7 +141,7 @@ func (p *planner) run(ctx context.Context) error {
 	if err := p.checkUnique(rec, id); err != nil {
 		return err
 	}
-	if errs := p.s.related(p.view, p.def, rec); errs != nil {
+	if errs := p.related(body, rec); errs != nil {
 		return violation(errs)
 	}
 	clear, err := p.put(put, rec, current)
@@ -211,6 +211,7 @@ func (p *planner) prepare(body, stored schema.Record, expires int64) (schema.Rec
 	ttl, given := body["ttl"]
 	rec, errs := check(p.def.Schema, body, o)
 	if len(errs) > 0 {
+		p.s.foreignErrors(p.def.Schema, body, errs)
 		return nil, 0, violation(errs).withHint(p.unknownFieldHint(errs))
 	}
 	delete(rec, "ttl")

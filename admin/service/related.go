@@ -8,47 +8,39 @@ import (
 	"concord/fsm/state"
 )
 
-// related checks the rules between rows of different entities that a schema, which sees one record, cannot express.
-func (s *Service) related(view *state.View, def entity.Def, rec schema.Record) schema.Errors {
-	if def.Schema.Name != "plugins" {
+// related checks the rules between rows of different entities that a schema, which sees one record, cannot express. There is one, Kong's: a
+// plugin shares a protocol with the route it is on, or with one of the routes of its service; a service without routes passes. As in Kong it
+// guards what a request says about protocols or scope. Default protocols are not looked at, nor are whole configurations: the
+// ingress controller puts a plugin of HTTP on services of TCP, where it does nothing.
+func (p *planner) related(body, rec schema.Record) schema.Errors {
+	_, route := body["route"]
+	_, service := body["service"]
+	own := texts(rec["protocols"])
+	if p.def.Schema.Name != "plugins" || body["protocols"] == nil && (p.m.Verb != Update || !route && !service) {
 		return nil
 	}
-	routes := s.tables["routes"]
-	return protocolsMatch(rec, func(id state.ID) ([]string, bool) {
-		row, ok := routes.Get(view, id)
-		return protocolsOf(row), ok
-	}, func(service string) (list [][]string) {
-		for row := range routes.Scan(view, "service", service, state.ID{}) {
-			list = append(list, protocolsOf(row))
-		}
-		return list
-	})
-}
-
-func protocolsOf(row state.AnyRow) []string {
-	if route, ok := row.Val.(*entity.Route); ok {
-		return route.Protocols
+	apart := func(row state.AnyRow) bool {
+		r, ok := row.Val.(*entity.Route)
+		return ok && !slices.ContainsFunc(r.Protocols, func(p string) bool { return slices.Contains(own, p) })
 	}
-	return nil
-}
-
-// protocolsMatch is Kong's rule that a plugin shares a protocol with the route it is on, or with one of the routes of
-// its service; a service without routes passes.
-func protocolsMatch(rec schema.Record, route func(state.ID) ([]string, bool), through func(service string) [][]string) schema.Errors {
-	own := texts(rec["protocols"])
-	shares := func(protocols []string) bool {
-		return slices.ContainsFunc(protocols, func(p string) bool { return slices.Contains(own, p) })
-	}
+	routes := p.s.tables["routes"]
 	if id, err := state.ParseID(keyPart(rec["route"])); err == nil {
-		if protocols, ok := route(id); ok && !shares(protocols) {
+		if row, _ := routes.Get(p.view, id); apart(row) {
 			return schema.Errors{"protocols": "must match the associated route's protocols"}
 		}
 		return nil
 	}
+	found := false
 	if id := keyPart(rec["service"]); id != "" {
-		if list := through(id); len(list) > 0 && !slices.ContainsFunc(list, shares) {
-			return schema.Errors{"protocols": "must match the protocols of at least one route pointing to this Plugin's service"}
+		for row := range routes.Scan(p.view, "service", id, state.ID{}) {
+			if !apart(row) {
+				return nil
+			}
+			found = true
 		}
+	}
+	if found {
+		return schema.Errors{"protocols": "must match the protocols of at least one route pointing to this Plugin's service"}
 	}
 	return nil
 }

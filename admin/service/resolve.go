@@ -269,6 +269,21 @@ func (p *planner) resolveForeign(body schema.Record) error {
 	return refuse(ForeignUnresolved, unresolved, "%s (%s)", prefix, strings.Join(texts, "; ")).withHint(hint)
 }
 
+// foreignErrors has records that are no references judged by the schema of what they were meant to refer to, as Kong does: its errors
+// say more than that the id is missing.
+func (s *Service) foreignErrors(sch *schema.Schema, body schema.Record, errs schema.Errors) {
+	for _, f := range sch.ForeignFields() {
+		ref, isRecord := body[f.Name].(schema.Record)
+		target, known := s.tables[f.Ref]
+		if _, wrong := errs[f.Name].(schema.Errors); !wrong || !isRecord || !known {
+			continue
+		}
+		if own := target.Def().Schema.Partial(ref, schema.Options{Sub: s.o.Plugins}); own != nil {
+			errs[f.Name] = own
+		}
+	}
+}
+
 // checkForeign refuses references to nothing and writes ids in their canonical form.
 func (p *planner) checkForeign(rec schema.Record) error {
 	for _, f := range p.def.Schema.ForeignFields() {

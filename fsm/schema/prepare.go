@@ -45,6 +45,24 @@ func (s *Schema) Prepare(in Record, o Options) (Record, Errors) {
 	return rec, nil
 }
 
+// Partial returns the violations of the values that in holds, as Kong judges a record that was meant as a reference: nothing is
+// filled in, nothing is missing, and rules over several fields are not asked.
+func (s *Schema) Partial(in Record, o Options) Errors {
+	p, errs := s.planFor(in, o)
+	if errs != nil {
+		return errs
+	}
+	for k, v := range in {
+		n := p.byName[k]
+		if n == nil {
+			errs.set([]string{k}, errUnknown)
+		} else if err := n.validate(n.complete(v, &o), o.Mode); err != nil {
+			errs.set([]string{k}, err)
+		}
+	}
+	return errs
+}
+
 // immutable refuses new values for fields that keep their first one.
 func (p *plan) immutable(in, current Record) Errors {
 	var errs Errors
