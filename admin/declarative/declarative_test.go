@@ -218,7 +218,7 @@ services: [{name: s, _ignore: 1, host: h, routes: [y, {name: r, id: nope, _comme
 			errs[i] = schema.EntityError(twice)
 		}
 	}
-	flat, rest := doc.Flat(errs, form, func(i int) schema.Record { return doc.Rows[i].Body })
+	flat, rest := layout().Flat(doc, errs, form, func(i int) schema.Record { return doc.Rows[i].Body })
 	if diff := cmp.Diff(schema.Errors{"odd": "unknown field", "consumers": []any{"expected a record"}}, rest); diff != "" {
 		t.Error(diff)
 	}
@@ -274,7 +274,7 @@ in 'services':
 			{Type: "entity", Message: "must set one of"}, {Type: "field", Field: "a.b", Message: "deep"}, {Type: "field", Field: "paths.2", Message: "bad"}}},
 	}
 	body := func(i int) schema.Record { return doc.Rows[i].Body }
-	flat, rest := doc.Flat(errs, nil, body)
+	flat, rest := layout().Flat(doc, errs, nil, body)
 	if diff := cmp.Diff(want, flat); diff != "" || len(rest) > 0 {
 		t.Error(diff, rest)
 	}
@@ -417,7 +417,7 @@ func FuzzRead(f *testing.F) {
 		}
 		_ = Message(Merge(doc.Tree(wrong), errs))
 		_ = Indented(errs)
-		_, _ = doc.Flat(wrong, errs, func(i int) schema.Record { return doc.Rows[i].Body })
+		_, _ = l.Flat(doc, wrong, errs, func(i int) schema.Record { return doc.Rows[i].Body })
 		if errs != nil {
 			return
 		}

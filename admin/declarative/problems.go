@@ -189,9 +189,9 @@ type Problem struct {
 	Message string `json:"message,omitempty"`
 }
 
-// Flat lists the errors of rows, and those of form that are about single entities, entity by entity (?flatten_errors=1). rest is what remains of
+// Flat lists the errors of a document's rows, and those of form that are about single entities, entity by entity (?flatten_errors=1). rest is what remains of
 // form. body is a row's entity.
-func (d *Document) Flat(rows map[int]schema.Errors, form schema.Errors, body func(row int) schema.Record) (list []FlatError, rest schema.Errors) {
+func (l *Layout) Flat(d *Document, rows map[int]schema.Errors, form schema.Errors, body func(row int) schema.Record) (list []FlatError, rest schema.Errors) {
 	list = []FlatError{}
 	nodes := map[int]schema.Errors{-1: form} // of form, by row
 	for i := range d.Rows {
@@ -208,12 +208,20 @@ func (d *Document) Flat(rows map[int]schema.Errors, form schema.Errors, body fun
 		if len(own) == 0 {
 			continue
 		}
-		f := FlatError{Type: Singular(r.Entity), Entity: body(i), Errors: problems(nil, "", own)}
-		f.Name, _ = f.Entity["name"].(string)
-		f.ID = validID(f.Entity)
-		if tags, ok := f.Entity["tags"].([]any); ok && !slices.ContainsFunc(tags, func(t any) bool { _, isText := t.(string); return !isText }) {
-			f.Tags = tags
+		entity := body(i)
+		for _, ref := range l.defs[r.Entity].Schema.ForeignFields() { // a record in place of a reference counts as an entity of its own (Kong)
+			errs, wrong := own[ref.Name].(schema.Errors)
+			if rec, isRecord := entity[ref.Name].(schema.Record); wrong && isRecord {
+				list = append(list, flatError(ref.Ref, rec, errs))
+				own, entity = maps.Clone(own), maps.Clone(entity)
+				delete(own, ref.Name)
+				delete(entity, ref.Name)
+			}
 		}
+		if len(own) == 0 {
+			continue
+		}
+		f := flatError(r.Entity, entity, own)
 		if r.Parent >= 0 && f.Entity[r.Field] == nil {
 			if id := validID(body(r.Parent)); id != "" {
 				f.Entity = maps.Clone(f.Entity)
@@ -223,6 +231,15 @@ func (d *Document) Flat(rows map[int]schema.Errors, form schema.Errors, body fun
 		list = append(list, f)
 	}
 	return list, remaining(form)
+}
+
+func flatError(entity string, rec schema.Record, errs schema.Errors) FlatError {
+	f := FlatError{Type: Singular(entity), ID: validID(rec), Entity: rec, Errors: problems(nil, "", errs)}
+	f.Name, _ = rec["name"].(string)
+	if tags, ok := rec["tags"].([]any); ok && !slices.ContainsFunc(tags, func(t any) bool { _, isText := t.(string); return !isText }) {
+		f.Tags = tags
+	}
+	return f
 }
 
 // remaining are errors without those of entities in lists.

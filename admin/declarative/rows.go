@@ -329,7 +329,7 @@ func (w *walker) told(sch *schema.Schema, v any) any {
 
 // isParent tells whether a reference is to the row around it, which Kong's ingress controller names again inside.
 func (w *walker) isParent(ref any, parent Row) bool {
-	if rec, ok := ref.(schema.Record); ok && len(rec) == 1 {
+	if rec, ok := ref.(schema.Record); ok {
 		ref = rec["id"]
 	}
 	text, ok := ref.(string)

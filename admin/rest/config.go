@@ -124,7 +124,7 @@ func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
 			rows = wrong.Rows
 		}
 		if flag(c, "flatten_errors") {
-			flat, rest := doc.Flat(rows, form, func(i int) schema.Record { return b.Rows[i].Record() })
+			flat, rest := l.Flat(doc, rows, form, func(i int) schema.Record { return b.Rows[i].Record() })
 			return answer{}, invalidConfig(rest, flat)
 		}
 		return answer{}, invalidConfig(declarative.Merge(doc.Tree(rows), form), nil)

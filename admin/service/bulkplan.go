@@ -205,9 +205,9 @@ func (p *bulkPlan) body(t state.AnyTable, i int) schema.Record {
 		if !given || v == nil || w.Parent >= 0 && f.Name == w.Field {
 			continue
 		}
-		id, text := p.resolve(f, v)
-		if text != "" {
-			p.fail(i, schema.Errors{f.Name: text})
+		id, wrong := p.resolve(f, v)
+		if wrong != nil {
+			p.fail(i, schema.Errors{f.Name: wrong})
 			delete(body, f.Name)
 			continue
 		}
@@ -225,8 +225,8 @@ func (p *bulkPlan) body(t state.AnyTable, i int) schema.Record {
 	return body
 }
 
-// resolve finds what a reference means: among the wanted rows, then among the stored ones that stay.
-func (p *bulkPlan) resolve(f schema.Field, v any) (id, text string) {
+// resolve finds what a reference means: among the wanted rows, then among the stored ones that stay. wrong is nil, a text or schema.Errors.
+func (p *bulkPlan) resolve(f schema.Field, v any) (id string, wrong any) {
 	to := p.s.tables[f.Ref]
 	if to == nil {
 		return "", "this gateway has no " + f.Ref
@@ -236,13 +236,9 @@ func (p *bulkPlan) resolve(f schema.Field, v any) (id, text string) {
 	case string:
 		value = v
 	case schema.Record:
-		for k, x := range v {
-			text, ok := x.(string)
-			field, known := to.Def().Schema.Field(k)
-			if !ok || !known || len(v) != 1 || k != "id" && !field.Unique {
-				return "", "expected an id or one unique field"
-			}
-			key, value = k, text
+		var errs schema.Errors
+		if key, value, errs = p.s.meant(to.Def().Schema, v); errs != nil {
+			return "", errs
 		}
 	default:
 		return "", "expected a string"
@@ -250,19 +246,19 @@ func (p *bulkPlan) resolve(f schema.Field, v any) (id, text string) {
 	if id, err := state.ParseID(value); err == nil {
 		_, wanted := p.claimed[f.Ref][id]
 		if row, found := to.Get(p.view, id); wanted || found && p.stays(to, row) {
-			return id.String(), ""
+			return id.String(), nil
 		}
 		key = cmp.Or(key, "id")
 	}
 	if key != "id" && key != "" {
 		if i, ok := p.keys[f.Ref+"\x00"+key][value]; ok {
-			return p.ids[i].String(), ""
+			return p.ids[i].String(), nil
 		}
 		if i, ok := p.named[f.Ref][value]; ok && key == to.Def().Schema.EndpointKey {
-			return p.ids[i].String(), ""
+			return p.ids[i].String(), nil
 		}
 		if row, ok := to.By(p.view, key, value); ok && p.stays(to, row) {
-			return row.ID.String(), ""
+			return row.ID.String(), nil
 		}
 	}
 	return "", fmt.Sprintf("invalid reference '%s: %s' (no such entry in '%s')", f.Name, value, f.Ref)

@@ -284,6 +284,23 @@ func (s *Service) foreignErrors(sch *schema.Schema, body schema.Record, errs sch
 	}
 }
 
+// meant is what a record of a document says in place of a reference: an id, whatever else it holds, or one unique field alone.
+func (s *Service) meant(sch *schema.Schema, ref schema.Record) (key, value string, errs schema.Errors) {
+	if id, ok := ref["id"].(string); ok && schema.IsUUID(id) {
+		return "id", id, nil
+	}
+	for k, x := range ref {
+		text, ok := x.(string)
+		if f, _ := sch.Field(k); ok && f != nil && f.Unique && len(ref) == 1 {
+			return k, text, nil
+		}
+	}
+	if errs = sch.Partial(ref, schema.Options{Sub: s.o.Plugins}); errs == nil {
+		errs = schema.Errors{"id": "missing primary key"}
+	}
+	return "", "", errs
+}
+
 // checkForeign refuses references to nothing and writes ids in their canonical form.
 func (p *planner) checkForeign(rec schema.Record) error {
 	for _, f := range p.def.Schema.ForeignFields() {
