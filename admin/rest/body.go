@@ -100,6 +100,8 @@ func readJSON(data []byte) (schema.Record, error) {
 	e.Hint = err.Error()
 	if text := strings.TrimSpace(string(data)); strings.HasPrefix(text, "[") {
 		e.Hint = "the body must be one JSON object, not an array"
+	} else if json.Valid(data) && !strings.HasPrefix(text, "{") {
+		e.Hint = "the body must be one JSON object"
 	}
 	return nil, e
 }

@@ -89,8 +89,11 @@ func splitTags(c *call) []string {
 
 // flag is a query argument that is on when it is there and does not say no.
 func flag(c *call, name string) bool {
-	v := c.query(name)
-	return c.r.URL.Query().Has(name) && v != "0" && v != "false"
+	switch strings.ToLower(c.query(name)) {
+	case "0", "false", "off", "no":
+		return false
+	}
+	return c.r.URL.Query().Has(name)
 }
 
 // load makes the configuration what the document says.

@@ -3,8 +3,10 @@ package entity
 import "concord/fsm/schema"
 
 // Views are the schemas of what the Admin API knows as an entity and no table holds: a tag of an entity, and what Kong's clients ask the
-// schema of although there is one workspace and there are no WebAssembly filters.
-func Views() []*schema.Schema { return []*schema.Schema{tags, workspaces, filterChains} }
+// schema of although there is one workspace, and there are no WebAssembly filters, data planes without a control plane of their own and parameters.
+func Views() []*schema.Schema {
+	return []*schema.Schema{tags, workspaces, filterChains, dataPlanes, parameters}
+}
 
 var tags = &schema.Schema{
 	Name:        "tags",
@@ -54,4 +56,33 @@ var filterChains = &schema.Schema{
 		schema.Tags(),
 	},
 	Checks: []schema.Check{schema.MutuallyExclusive{"service", "route"}, schema.AtLeastOneOf{"service", "route"}},
+}
+
+var dataPlanes = &schema.Schema{
+	Name: "clustering_data_planes",
+	TTL:  true,
+	Fields: []schema.Field{
+		required(schema.ID()),
+		func() schema.Field { f := schema.UpdatedAt(); f.Name = "last_seen"; return f }(),
+		schema.UpdatedAt(),
+		required(schema.IP("ip")),
+		{Name: "config_hash", Type: schema.String, LenEq: new(32)},
+		required(schema.Host("hostname")),
+		{Name: "version", Type: schema.String, MatchAny: []string{`^\d`}, MatchAnyErr: "invalid version number: must be in format of X.Y.Z",
+			MatchNone: []schema.Match{{Pattern: `\.\.`, Err: "must not have empty version segments"}}},
+		{Name: "sync_status", Type: schema.String, Required: true, Default: "unknown", OneOf: []any{"unknown", "normal", "kong_version_incompatible",
+			"plugin_set_incompatible", "plugin_version_incompatible", "filter_set_incompatible"}},
+		{Name: "labels", Type: schema.Map, Keys: &schema.Field{Type: schema.String}, Elem: &schema.Field{Type: schema.String}},
+		{Name: "cert_details", Type: schema.RecordT, Fields: []schema.Field{{Name: "expiry_timestamp", Type: schema.Number, Timestamp: true}}},
+		{Name: "rpc_capabilities", Type: schema.Set, Elem: &schema.Field{Type: schema.String}},
+	},
+}
+
+var parameters = &schema.Schema{
+	Name: "parameters",
+	Fields: []schema.Field{
+		schema.CreatedAt(),
+		{Name: "key", Type: schema.String, Required: true, Unique: true},
+		{Name: "value", Type: schema.String, Required: true},
+	},
 }
