@@ -1,9 +1,12 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"concord/admin/service/logtest"
 	"concord/fsm/command"
@@ -62,7 +65,7 @@ func TestForgedForward(t *testing.T) {
 		{"a level by command", request{Command: put(0, command.SetLevel{Level: 2}), Actor: Actor{Token: super}}, Forbidden},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			raw, err := json.Marshal(c.req)
+			raw, err := c.req.encode()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,5 +76,31 @@ func TestForgedForward(t *testing.T) {
 				t.Errorf("%v %s", err, answer)
 			}
 		})
+	}
+}
+
+// TestForwardedRequest: what another node sends is what this one gets, and what is cut off or longer than it says is refused.
+func TestForwardedRequest(t *testing.T) {
+	q := request{ID: uuid.New(), Command: []byte{0, 1, '{', 0xff}, Actor: Actor{Token: "t"}}
+	raw, err := q.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeRequest(raw)
+	if err != nil || got.ID != q.ID || !bytes.Equal(got.Command, q.Command) || got.Actor.Token != "t" {
+		t.Errorf("%+v %v", got, err)
+	}
+	for n := range len(raw) - len(q.Command) {
+		if _, err := decodeRequest(raw[:n]); err == nil {
+			t.Errorf("%d bytes of %d are taken", n, len(raw))
+		}
+	}
+	if _, err := decodeRequest([]byte{0xff, 0xff, 0xff, 0xff, '{', '}'}); err == nil {
+		t.Error("a head of 4 GiB is taken")
+	}
+	if none, err := (request{Index: true}).encode(); err != nil {
+		t.Error(err)
+	} else if got, err := decodeRequest(none); err != nil || got.Command != nil || !got.Index {
+		t.Errorf("%+v %v", got, err)
 	}
 }

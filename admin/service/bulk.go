@@ -267,19 +267,7 @@ func cut(puts []command.Put) [][]command.Put {
 // step has the leader append one finished command. It may be repeated on the next leader: commands with effect carry a request id, and a
 // piece that is staged already is ignored.
 func (s *Service) step(ctx context.Context, c command.Command) (response, error) {
-	req, err := json.Marshal(request{ID: c.RequestID, Command: command.Encode(c), Actor: actorOf(ctx)})
-	if err != nil {
-		return response{}, err
-	}
-	raw, err := s.o.Log.Forward(ctx, req)
-	if err != nil {
-		return response{}, err
-	}
-	var r response
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return response{}, fmt.Errorf("answer of the leader: %w", err)
-	}
-	return r, nil
+	return s.ask(ctx, request{ID: c.RequestID, Command: command.Encode(c), Actor: actorOf(ctx)})
 }
 
 // propose runs on the leader: it appends a command that another node finished, if the actor may do what is in it.

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"strconv"
@@ -135,15 +134,6 @@ func (s *Service) view(ctx context.Context) (*state.View, error) {
 
 // leaderIndex asks the leader how far it is, without having it prove that it still leads.
 func (s *Service) leaderIndex(ctx context.Context) (uint64, error) {
-	req, err := json.Marshal(request{Index: true})
-	if err != nil {
-		return 0, err
-	}
-	raw, err := s.o.Log.Forward(ctx, req)
-	if err != nil {
-		return 0, err
-	}
-	var r response
-	err = json.Unmarshal(raw, &r)
+	r, err := s.ask(ctx, request{Index: true})
 	return r.Index, err
 }

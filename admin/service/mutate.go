@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,9 +22,31 @@ const attempts = 4
 type request struct {
 	ID       uuid.UUID `json:"id"` // the machine remembers it once the write succeeded: a repeated forward is answered from there
 	Mutation Mutation  `json:"mutation,omitzero"`
-	Command  []byte    `json:"command,omitempty"` // instead of Mutation: a finished log entry of a bulk change
-	Actor    Actor     `json:"actor,omitzero"`    // of Command
-	Index    bool      `json:"index,omitempty"`   // instead of both: how far the leader is
+	Command  []byte    `json:"-"`               // instead of Mutation: a finished log entry of a bulk change
+	Actor    Actor     `json:"actor,omitzero"`  // of Command
+	Index    bool      `json:"index,omitempty"` // instead of both: how far the leader is
+}
+
+// encode is what goes to the leader: the length of the head as four bytes, the head in JSON, and the command as it is, since there are
+// hundreds in a large change and JSON costs most where there is much of it.
+func (r request) encode() ([]byte, error) {
+	head, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	raw := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(head)+len(r.Command)), uint32(len(head)))
+	return append(append(raw, head...), r.Command...), nil
+}
+
+func decodeRequest(raw []byte) (r request, err error) {
+	if len(raw) < 4 || uint64(len(raw)-4) < uint64(binary.BigEndian.Uint32(raw)) {
+		return r, errors.New("it ends too soon")
+	}
+	head, rest := raw[4:][:binary.BigEndian.Uint32(raw)], raw[4:][binary.BigEndian.Uint32(raw):]
+	if len(rest) > 0 {
+		r.Command = rest
+	}
+	return r, json.Unmarshal(head, &r)
 }
 
 type response struct {
@@ -41,19 +64,28 @@ func (s *Service) Mutate(ctx context.Context, m Mutation) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
 	m.Actor = actorOf(ctx)
-	req, err := json.Marshal(request{ID: uuid.New(), Mutation: m})
-	if err != nil {
-		return Result{}, refuse(Malformed, nil, "the body cannot be forwarded: %v", err)
-	}
-	raw, err := s.o.Log.Forward(ctx, req)
+	r, err := s.ask(ctx, request{ID: uuid.New(), Mutation: m})
 	if err != nil {
 		return Result{}, unavailable(ctx, err)
 	}
+	return s.finish(ctx, r)
+}
+
+// ask has the leader answer, which may be this node.
+func (s *Service) ask(ctx context.Context, q request) (response, error) {
+	req, err := q.encode()
+	if err != nil {
+		return response{}, refuse(Malformed, nil, "the body cannot be forwarded: %v", err)
+	}
+	raw, err := s.o.Log.Forward(ctx, req)
+	if err != nil {
+		return response{}, err
+	}
 	var r response
 	if err := json.Unmarshal(raw, &r); err != nil {
-		return Result{}, fmt.Errorf("answer of the leader: %w", err)
+		return response{}, fmt.Errorf("answer of the leader: %w", err)
 	}
-	return s.finish(ctx, r)
+	return r, nil
 }
 
 // finish waits until this node serves the committed write. A write that is committed is never reported as failed: if
@@ -88,12 +120,11 @@ func unavailable(ctx context.Context, err error) error {
 // handle is the forward handler: it runs on the leader. Refusals are answers; an error means that another leader should be
 // asked, which the log does with the same request id.
 func (s *Service) handle(ctx context.Context, raw []byte) ([]byte, error) {
-	var r request
-	if err := json.Unmarshal(raw, &r); err != nil {
+	r, err := decodeRequest(raw)
+	if err != nil {
 		return json.Marshal(response{Error: refuse(Malformed, nil, "forwarded mutation: %v", err)})
 	}
 	var res response
-	var err error
 	if r.Index {
 		res.Index = s.store.View().Index()
 	} else if r.Command != nil {
