@@ -211,7 +211,7 @@ func (p *planner) prepare(body, stored schema.Record, expires int64) (schema.Rec
 	ttl, given := body["ttl"]
 	rec, errs := check(p.def.Schema, body, o)
 	if len(errs) > 0 {
-		p.s.foreignErrors(p.def.Schema, body, errs)
+		p.s.foreignErrors(p.def.Schema, body, p.m.Form, errs)
 		return nil, 0, violation(errs).withHint(p.unknownFieldHint(errs))
 	}
 	delete(rec, "ttl")

@@ -271,12 +271,15 @@ func (p *planner) resolveForeign(body schema.Record) error {
 
 // foreignErrors has records that are no references judged by the schema of what they were meant to refer to, as Kong does: its errors
 // say more than that the id is missing.
-func (s *Service) foreignErrors(sch *schema.Schema, body schema.Record, errs schema.Errors) {
+func (s *Service) foreignErrors(sch *schema.Schema, body schema.Record, form bool, errs schema.Errors) {
 	for _, f := range sch.ForeignFields() {
 		ref, isRecord := body[f.Name].(schema.Record)
 		target, known := s.tables[f.Ref]
 		if _, wrong := errs[f.Name].(schema.Errors); !wrong || !isRecord || !known {
 			continue
+		}
+		if form {
+			ref = target.Def().Schema.Coerce(ref, s.o.Plugins)
 		}
 		if own := target.Def().Schema.Partial(ref, schema.Options{Sub: s.o.Plugins}); own != nil {
 			errs[f.Name] = own

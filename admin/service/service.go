@@ -177,7 +177,7 @@ func (s *Service) Validate(name string, body schema.Record, form bool) error {
 	}
 	rec, errs := check(sch, body, schema.Options{Mode: schema.Insert, Auto: s.auto, Sub: s.o.Plugins})
 	if len(errs) > 0 {
-		s.foreignErrors(sch, body, errs)
+		s.foreignErrors(sch, body, form, errs)
 		return violation(errs)
 	}
 	if t, ok := s.tables[name]; ok {

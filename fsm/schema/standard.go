@@ -3,9 +3,9 @@ package schema
 // The fields that entities and plugins share. Each call returns a new value that the caller may refine; name is "" for
 // elements of lists and keys or values of maps.
 
-// ID is the primary key.
+// ID is the primary key. Kong takes the nil UUID for one as well; here it stands for no id.
 func ID() Field {
-	return Field{Name: "id", Type: String, UUID: true, Auto: true, AutoKind: AutoUUID}
+	return Field{Name: "id", Type: String, UUID: true, Auto: true, AutoKind: AutoUUID, Check: text(checkID)}
 }
 
 // CreatedAt is set once, in Unix seconds; a client's own value is kept.

@@ -26,6 +26,13 @@ func checkUTF8Name(s string) string {
 	return ""
 }
 
+func checkID(s string) string {
+	if strings.Trim(s, "0-") == "" {
+		return "the nil UUID is no id"
+	}
+	return ""
+}
+
 func checkTag(s string) string {
 	if !tagRE.MatchString(s) {
 		return "invalid tag '" + s + "': expected printable ascii (except `,` and `/`) or valid utf-8 sequences"
