@@ -57,7 +57,7 @@ func FuzzRow(f *testing.F) {
 		`{"int":-42,"int_ptr":7}`, `{"int":1.5}`, `{"int":1e2}`, `{"int_ptr":null}`, `{"int":99999999999999999999}`, `{"small":1}`, `{"small":300}`, `{"quoted":"5"}`, `{"quoted":5}`,
 		`{"bool":true,"maybe":false}`, `{"bool":false,"maybe":true}`, `{"bool":null,"maybe":null}`, `{"bool":1}`,
 		`{"tags":[]}`, `{"tags":["a"]}`, `{"tags":["a","b","a"]}`, `{"tags":["a\"b","ü"]}`, `{"tags":["a", "b"]}`, `{"tags":[1]}`, `{"tags":["a",]}`, `{"tags":"a"}`, `{"tags":null}`, `{"tags":[",","]"]}`, `{"tags":[""]}`,
-		`{"ref":{"id":"` + id(3).String() + `"},"ref_ptr":{"id":"X"}}`, `{"ref":null,"ref_ptr":null}`, `{"ref":{"id":"a","b":1}}`, `{"ref":{"id":null}}`, `{"ref":{}}`, `{"ref_ptr":{}}`, `{"ref":{"id":"\u0061"}}`,
+		`{"ref":{"id":"` + id(3).String() + `"},"ref_ptr":{"id":"X"}}`, `{"ref":null,"ref_ptr":null}`, `{"ref":{"id":"a","b":1}}`, `{"ref":{"id":null}}`, `{"ref":{}}`, `{"ref_ptr":{}}`, `{"ref":{"id":"\u0061"}}`, `{"ref":{"Id":"A"}}`, `{"ref":{"id":"a","ID":"b"}}`, `{"ref":{"ID":1}}`,
 		`{"map":{"a":["b"]},"raw":{"b":[1,{"c":"}"}]}}`, `{"raw":null}`, `{"raw":[1,2]}`, `{"raw":["a"]}`, `{"raw":{"id":"x"}}`, `{"raw":1.50}`, `{"raw":"x"}`, `{"raw":{"a":` + sealed("deep") + `}}`, `{"raw":true}`,
 		`{"Text":"x"}`, `{"text":"a","text":"b"}`, `{"text":"a","a":{}}`, `{ "text":"a"}`, `{"text" :"a"}`, `{"text": "a"}`, `{"text":"a" }`, `{"text":"a"} `, `{"te\u0078t":"a"}`, `{"text":"a"`, `{"text":}`, `{"text"`, `{"text":tru}`, `{"text":nul}`, `null`, `[]`, `"x"`, ``, `{"":1}`, `{"$sealed":""}`, `{"a":1,"$sealed":"k.x"}`,
 	} {

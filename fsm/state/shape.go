@@ -284,8 +284,11 @@ func (r *record) text(i int) string {
 		case string:
 			return v
 		case map[string]any:
-			id, _ := v["id"].(string)
-			return strings.ToLower(id)
+			var ref struct { // not v["id"]: the row's value has what encoding/json takes for the id, in whatever case it is written
+				ID string `json:"id"`
+			}
+			_ = json.Unmarshal(text, &ref)
+			return strings.ToLower(ref.ID)
 		}
 		return share(text)
 	}
