@@ -54,7 +54,7 @@ func (n *node) start(ctx context.Context, h *host) (err error) {
 	if n.pid, err = h.start(gatewayCPU, n.name, append(env, n.env...), n.bin, "run"); err != nil {
 		return err
 	}
-	if err = until(ctx, "http://"+n.admin+"/status", 90*time.Second); err != nil {
+	if err = until(ctx, "http://"+n.admin+"/status/ready", 90*time.Second); err != nil {
 		err = fmt.Errorf("%w\n%s", err, h.log(n.name))
 	}
 	return err
