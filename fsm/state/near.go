@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"fmt"
 	"math/bits"
 	"reflect"
@@ -86,6 +87,17 @@ func (r *record) referred() (ID, bool) {
 	return id, err == nil
 }
 
+// refersTo says whether a row names the one with the id as text, if it does so in the form that ids nearly always have: a plain reference, in
+// lower case.
+func (r *record) refersTo(id []byte) bool {
+	i := r.shape.parts[r.shape.m.near.ix][0]
+	if i < 0 {
+		return false
+	}
+	_, _, text := r.member(i)
+	return bytes.Equal(text, id)
+}
+
 // hint is the place of the row that a row names; 0 if there is none.
 func (t *table) hint(r *record) place {
 	if id, ok := r.referred(); ok {
@@ -151,11 +163,11 @@ func (j *Join[T, Of]) By(v *View, key string) (row Row[T], of Row[Of], ok bool) 
 	if at == 0 {
 		return row, of, false
 	}
-	if text := r.text(r.shape.parts[m.near.ix][0]); hint != 0 && string(owners.bytes(hint)[:idSize]) == text {
+	if hint != 0 && r.refersTo(owners.bytes(hint)[:idSize]) {
 		if owners.dict.parse(owners.bytes(hint), &named); named.expired(v.now) {
 			return row, of, false
 		}
-	} else if id, err := ParseID(text); err != nil || !j.of.m.get(v, id, &named) {
+	} else if id, ok := r.referred(); !ok || !j.of.m.get(v, id, &named) {
 		return row, of, false
 	}
 	j.t.read(v, &r, &row)
