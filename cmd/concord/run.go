@@ -281,7 +281,8 @@ func (n *node) start() error {
 	debug.FreeOSMemory() // replaying the log took as much again as the entities
 	n.notice("listening", "for", "cluster_listen", "address", n.s.ClusterListen, "advertised", n.cluster.Address(), "tls", true)
 	n.notice("listening", "for", "gossip_listen", "address", n.s.GossipListen)
-	names, policy := dns.System{Servers: n.s.DNSServers, Hosts: dns.NewHosts(n.s.DNSHostsFile)}, n.s.DNS
+	policy := n.s.DNS
+	names := &dns.System{Servers: n.s.DNSServers, Hosts: dns.NewHosts(n.s.DNSHostsFile), SixFirst: policy.SixFirst()}
 	policy.StaleTTL, policy.ErrorTTL, policy.NotFoundTTL = orElse(policy.StaleTTL, -1), orElse(policy.ErrorTTL, -1), orElse(policy.NotFoundTTL, -1)
 	n.balancer = balancer.New(balancer.Options{Guard: upstream.KeepOut(n.ownPorts), Roots: roots, Log: n.log, Resolver: names, DNS: policy})
 	n.compiler = dataplane.New(dataplane.Options{

@@ -37,7 +37,7 @@ func (p *Pool) follow(ctx context.Context, t *target, srv bool) {
 				p.set.o.Log.Warn("a target's name cannot be resolved", "upstream", p.id, "target", t.host, "error", err)
 			}
 		}
-		p.resolved(ctx, t, a.Records, kind, err == nil || !time.Now().Before(stale))
+		p.resolved(ctx, t, a.Records, kind, err == nil || dns.NotFound(err) || !time.Now().Before(stale))
 		timer.Reset(wait)
 	}
 }

@@ -71,9 +71,12 @@ func TestTTL(t *testing.T) {
 		n++
 		after(0, "10.0.0.3:80", n)
 		after(5*time.Second, "10.0.0.3:80", n+1) // no time to live: the default
+		// That there is no such name is an answer: the old one does not serve any longer.
+		r.write(func(b *book) { delete(b.hosts, "a.test") })
+		after(5*time.Second, "", n+2)
 		// A target that is gone is not asked for.
 		s.Update(false, change(t, `{}`))
-		after(time.Hour, "", n+1)
+		after(time.Hour, "", n+2)
 	})
 }
 

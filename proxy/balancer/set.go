@@ -68,7 +68,7 @@ const maxLookups = 32
 // New makes an empty Set; Close ends what it started.
 func New(o Options) *Set {
 	if o.Resolver == nil {
-		o.Resolver = dns.System{}
+		o.Resolver = &dns.System{}
 	}
 	o.DNS = o.DNS.WithDefaults()
 	if o.SlowStart == 0 {

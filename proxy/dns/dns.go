@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Resolver answers questions about names. The time says how long an answer holds, 0 that nobody knows. An error that is a
+// Resolver answers questions about names. Addresses may be of one family, the preferred one that there is. The time says how long an answer holds, 0 that nobody knows. An error that is a
 // *net.DNSError with IsNotFound says that there is no such name or record.
 type Resolver interface {
 	Addresses(ctx context.Context, host string) ([]netip.Addr, time.Duration, error)
@@ -63,7 +63,7 @@ type Answer struct {
 const (
 	// timeout bounds a look-up; services are only a part of it, because some resolvers never answer questions for them.
 	timeout         = 10 * time.Second
-	servicesTimeout = 4 * time.Second
+	servicesTimeout = 5 * time.Second
 	// minTTL and maxTTL bound how long an answer holds, whatever it says.
 	minTTL = time.Second
 	maxTTL = time.Hour
@@ -97,17 +97,24 @@ func (p *Policy) Lookup(ctx context.Context, r Resolver, host string, port int, 
 	if host != "localhost" {
 		wanted = services || strings.HasPrefix(host, "_") || p.servicesFirst(last)
 	}
+	var failed error
 	if wanted {
-		if a, ok := p.services(ctx, r, host, port); ok {
+		a, err := p.services(ctx, r, host, port)
+		if err == nil {
 			return a, nil
 		}
+		failed = err
 	}
 	addrs, ttl, err := p.addresses(ctx, r, host)
 	if err != nil {
 		if !wanted && host != "localhost" && slices.Contains(p.Order, "SRV") {
-			if a, ok := p.services(ctx, r, host, port); ok {
+			if a, err := p.services(ctx, r, host, port); err == nil {
 				return a, nil
 			}
+		}
+		// A name of services alone has no address, which says nothing about it while nobody answers for the services.
+		if failed != nil && !NotFound(failed) && NotFound(err) && last != "A" && last != "AAAA" {
+			err = failed
 		}
 		return Answer{}, err
 	}
@@ -135,15 +142,19 @@ func (p *Policy) servicesFirst(last string) bool {
 }
 
 // services follows SRV records: those of the best priority, each with the addresses of its name.
-func (p *Policy) services(ctx context.Context, r Resolver, name string, port int) (Answer, bool) {
+func (p *Policy) services(ctx context.Context, r Resolver, name string, port int) (Answer, error) {
 	short, cancel := context.WithTimeout(ctx, servicesTimeout)
 	defer cancel()
 	list, ttl, err := r.Services(short, name)
-	if err != nil || len(list) == 0 {
-		return Answer{}, false
+	if err == nil && len(list) == 0 {
+		err = &net.DNSError{Err: "the name has no services", Name: name, IsNotFound: true}
+	}
+	if err != nil {
+		return Answer{}, err
 	}
 	best := slices.MinFunc(list, func(a, b *net.SRV) int { return int(a.Priority) - int(b.Priority) }).Priority
 	a := Answer{Kind: "SRV", TTL: p.hold(ttl)}
+	var failed error
 	for _, srv := range list {
 		if srv.Priority != best {
 			continue
@@ -155,6 +166,7 @@ func (p *Policy) services(ctx context.Context, r Resolver, name string, port int
 		} else {
 			var ttl time.Duration
 			if addrs, ttl, err = p.addresses(ctx, r, server); err != nil {
+				failed = err
 				continue // the others may do
 			}
 			a.TTL = min(a.TTL, p.hold(ttl))
@@ -173,7 +185,10 @@ func (p *Policy) services(ctx context.Context, r Resolver, name string, port int
 	slices.SortFunc(a.Records, func(x, y Record) int {
 		return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Name, y.Name), x.Weight-y.Weight)
 	})
-	return a, len(a.Records) > 0
+	if len(a.Records) == 0 {
+		return Answer{}, failed
+	}
+	return a, nil
 }
 
 // addresses is a sorted list, not empty, of one family: the one that comes first in the order, or if it has none the other.
@@ -182,10 +197,8 @@ func (p *Policy) addresses(ctx context.Context, r Resolver, host string) ([]neti
 	if err != nil {
 		return nil, 0, err
 	}
-	six := slices.Index(p.Order, "AAAA")
-	four := slices.Index(p.Order, "A")
 	sign := 1
-	if six >= 0 && (four < 0 || six < four) {
+	if p.SixFirst() {
 		sign = -1
 	}
 	addrs = slices.Clone(addrs)
@@ -203,6 +216,12 @@ func (p *Policy) addresses(ctx context.Context, r Resolver, host string) ([]neti
 		addrs = addrs[:i]
 	}
 	return addrs, ttl, nil
+}
+
+// SixFirst tells whether IPv6 addresses are preferred.
+func (p *Policy) SixFirst() bool {
+	six, four := slices.Index(p.Order, "AAAA"), slices.Index(p.Order, "A")
+	return six >= 0 && (four < 0 || six < four)
 }
 
 // hold is how long to use an answer.

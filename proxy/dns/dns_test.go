@@ -92,6 +92,22 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// TestServicesFail: while nobody answers for the services of a name, that it has no address does not mean that there is no such name.
+func TestServicesFail(t *testing.T) {
+	p := Policy{}.WithDefaults()
+	for last, gone := range map[string]bool{"": false, "SRV": false, "A": true} {
+		if _, err := p.Lookup(t.Context(), failing{&book{}}, "only.test", 80, last, true); err == nil || NotFound(err) != gone {
+			t.Errorf("found %q before: %v", last, err)
+		}
+	}
+}
+
+type failing struct{ *book }
+
+func (failing) Services(context.Context, string) ([]*net.SRV, time.Duration, error) {
+	return nil, 0, errors.New("no network")
+}
+
 func TestTimes(t *testing.T) {
 	p := Policy{}.WithDefaults()
 	for ttl, want := range map[time.Duration]time.Duration{0: 5 * time.Second, time.Millisecond: time.Second, time.Minute: time.Minute, 48 * time.Hour: time.Hour} {
@@ -124,7 +140,7 @@ func TestHosts(t *testing.T) {
 	}
 	write("# comment\n10.0.0.1 a.test A2.test # more\n\n::1 six.test\nnonsense x.test\n10.0.0.9\n10.0.0.2 a.test\n")
 	h := NewHosts(file)
-	r := System{Servers: []string{nameserver(t)}, Hosts: h}
+	r := &System{Servers: []string{nameserver(t)}, Hosts: h}
 	for host, want := range map[string]string{
 		"a.test": "[10.0.0.1 10.0.0.2]", "a2.TEST.": "[10.0.0.1]", "six.test": "[::1]", "x.test.": "[10.0.0.1 10.0.0.2]", // the last from the name server
 	} {

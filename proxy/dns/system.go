@@ -16,24 +16,48 @@ import (
 // System asks as the system is configured to: hosts file, search domains, name servers. Go's resolver does the work but
 // does not tell how long an answer holds, so the answers are read along on their way.
 type System struct {
-	// Servers ("host:port") are asked in turn instead of the system's name servers.
+	// Servers ("host:port") are asked instead of the system's name servers: the one that answered last, then the next.
 	Servers []string
 	// Hosts are names that are not asked for; nil: those of the system's own file.
 	Hosts *Hosts
+	// SixFirst asks for IPv6 addresses, and for IPv4 ones if there are none; else it is the other way round.
+	SixFirst bool
+
+	first atomic.Uint32 // of Servers, the one to begin with
 }
 
-// Addresses looks up A and AAAA records.
-func (r System) Addresses(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
+// patience is how long one server may take for one question: less than Go's five seconds, so that the next one is asked in time. As Kong's.
+const patience = 2 * time.Second
+
+// Addresses looks up A or AAAA records. One family is asked for at a time: a name server that leaves questions for the other one
+// unanswered, as some do, must not make the name unknown.
+func (r *System) Addresses(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, 0, nil
+	}
 	if list := r.Hosts.addresses(host); len(list) > 0 {
 		return list, 0, nil
 	}
-	var t ttl
-	addrs, err := r.resolver(&t).LookupNetIP(ctx, "ip", host)
-	return addrs, t.value(), err
+	families := [...]string{"ip4", "ip6"}
+	if r.SixFirst {
+		families = [...]string{"ip6", "ip4"}
+	}
+	var failed error
+	for _, family := range families {
+		var t ttl
+		addrs, err := r.resolver(&t).LookupNetIP(ctx, family, host)
+		if err == nil && len(addrs) > 0 {
+			return addrs, t.value(), nil
+		}
+		if failed == nil || NotFound(failed) { // that there is none is only known when both say so
+			failed = err
+		}
+	}
+	return nil, 0, failed
 }
 
 // Services looks up SRV records.
-func (r System) Services(ctx context.Context, name string) ([]*net.SRV, time.Duration, error) {
+func (r *System) Services(ctx context.Context, name string) ([]*net.SRV, time.Duration, error) {
 	if len(r.Hosts.addresses(name)) > 0 {
 		return nil, 0, nil
 	}
@@ -42,18 +66,27 @@ func (r System) Services(ctx context.Context, name string) ([]*net.SRV, time.Dur
 	return list, t.value(), err
 }
 
-// resolver is one for a single question, whose answers it notes in t.
-func (r System) resolver(t *ttl) *net.Resolver {
-	var tries atomic.Uint32
+// resolver is one for a single question, whose answers it notes in t. Go asks again after a failure or a silence: then it is the next
+// server's turn, and the one that answers is asked first from then on.
+func (r *System) resolver(t *ttl) *net.Resolver {
+	n := uint32(len(r.Servers))
+	var turn atomic.Uint32
+	turn.Store(r.first.Load())
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, server string) (net.Conn, error) {
-		if n := len(r.Servers); n > 0 {
-			server = r.Servers[int(tries.Add(1)-1)%n]
+		now := turn.Load()
+		failed := func() {
+			turn.CompareAndSwap(now, now+1)
+			r.first.CompareAndSwap(now, now+1)
 		}
-		c, err := (&net.Dialer{}).DialContext(ctx, network, server)
+		if n > 0 {
+			server = r.Servers[now%n]
+		}
+		c, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, network, server)
 		if err != nil {
+			failed()
 			return nil, err
 		}
-		return t.watch(c), nil
+		return t.watch(c, failed), nil
 	}}
 }
 
@@ -74,12 +107,18 @@ func (t *ttl) value() time.Duration {
 	return max(time.Duration(t.min)*time.Second, time.Second)
 }
 
-// note reads the times of the records of a message.
-func (t *ttl) note(message []byte) {
+// note reads the times of the records of a message. It tells whether the server did its part: there may be no such name.
+func (t *ttl) note(message []byte) bool {
 	var p dnsmessage.Parser
-	if h, err := p.Start(message); err != nil || !h.Response || h.RCode != dnsmessage.RCodeSuccess {
-		return
+	h, err := p.Start(message)
+	if err != nil || !h.Response || h.RCode != dnsmessage.RCodeSuccess {
+		return err == nil && h.RCode == dnsmessage.RCodeNameError
 	}
+	t.read(&p)
+	return true
+}
+
+func (t *ttl) read(p *dnsmessage.Parser) {
 	if err := p.SkipAllQuestions(); err != nil {
 		return
 	}
@@ -104,23 +143,27 @@ func (t *ttl) note(message []byte) {
 	}
 }
 
-// watch reads along. Go's resolver tells datagrams from streams by whether a connection is a net.PacketConn.
-func (t *ttl) watch(c net.Conn) net.Conn {
+// watch reads along, and calls failed if the server does not do its part. Go's resolver tells datagrams from streams by whether a
+// connection is a net.PacketConn.
+func (t *ttl) watch(c net.Conn, failed func()) net.Conn {
 	if u, ok := c.(*net.UDPConn); ok {
-		return &datagrams{u, t}
+		return &datagrams{u, t, failed}
 	}
-	return &stream{Conn: c, t: t}
+	return &stream{Conn: c, t: t, failed: failed}
 }
 
 type datagrams struct {
 	*net.UDPConn
-	t *ttl
+	t      *ttl
+	failed func()
 }
+
+func (d *datagrams) SetDeadline(by time.Time) error { return d.UDPConn.SetDeadline(soon(by)) }
 
 func (d *datagrams) Read(b []byte) (int, error) {
 	n, err := d.UDPConn.Read(b)
-	if err == nil {
-		d.t.note(b[:n])
+	if err != nil || !d.t.note(b[:n]) {
+		d.failed()
 	}
 	return n, err
 }
@@ -128,20 +171,36 @@ func (d *datagrams) Read(b []byte) (int, error) {
 // stream carries messages with their length before them (RFC 1035 §4.2.2).
 type stream struct {
 	net.Conn
-	t   *ttl
-	buf []byte
+	t      *ttl
+	failed func()
+	buf    []byte
 }
+
+func (s *stream) SetDeadline(by time.Time) error { return s.Conn.SetDeadline(soon(by)) }
 
 func (s *stream) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
+	if err != nil {
+		s.failed()
+	}
 	s.buf = append(s.buf, b[:n]...)
 	for len(s.buf) >= 2 {
 		size := int(binary.BigEndian.Uint16(s.buf))
 		if len(s.buf) < 2+size {
 			break
 		}
-		s.t.note(s.buf[2 : 2+size])
+		if !s.t.note(s.buf[2 : 2+size]) {
+			s.failed()
+		}
 		s.buf = s.buf[2+size:]
 	}
 	return n, err
+}
+
+// soon is the end of a server's turn.
+func soon(by time.Time) time.Time {
+	if end := time.Now().Add(patience); end.Before(by) {
+		return end
+	}
+	return by
 }

@@ -36,7 +36,9 @@ func nameserver(t *testing.T) string {
 			if err != nil {
 				return
 			}
-			_, _ = udp.WriteTo(reply(t, buf[:n], true), from)
+			if a := reply(t, buf[:n], true); a != nil {
+				_, _ = udp.WriteTo(a, from)
+			}
 		}
 	}()
 	go func() {
@@ -70,6 +72,9 @@ func reply(t *testing.T, question []byte, datagram bool) []byte {
 		return nil
 	}
 	q := m.Questions[0]
+	if q.Type == dnsmessage.TypeAAAA && strings.HasPrefix(q.Name.String(), "four.") {
+		return nil
+	}
 	m.Header.Response, m.Additionals = true, nil
 	add := func(name string, ttl uint32, body dnsmessage.ResourceBody) {
 		m.Answers = append(m.Answers, dnsmessage.Resource{
@@ -89,10 +94,10 @@ func reply(t *testing.T, question []byte, datagram bool) []byte {
 		add("real.test.", 100, &dnsmessage.AResource{A: [4]byte{10, 0, 0, 8}})
 	case q.Type == dnsmessage.TypeA && strings.HasPrefix(name, "zero."):
 		add(name, 0, &dnsmessage.AResource{A: [4]byte{10, 0, 0, 9}})
-	case q.Type == dnsmessage.TypeA:
+	case q.Type == dnsmessage.TypeA && !strings.HasPrefix(name, "only6."):
 		add(name, 60, &dnsmessage.AResource{A: [4]byte{10, 0, 0, 1}})
 		add(name, 45, &dnsmessage.AResource{A: [4]byte{10, 0, 0, 2}})
-	case q.Type == dnsmessage.TypeAAAA && strings.HasPrefix(name, "six."):
+	case q.Type == dnsmessage.TypeAAAA && (strings.HasPrefix(name, "six.") || strings.HasPrefix(name, "only6.")):
 		add(name, 30, &dnsmessage.AAAAResource{AAAA: [16]byte{0x20, 1, 15: 1}})
 	case q.Type == dnsmessage.TypeSRV:
 		add(name, 20, &dnsmessage.SRVResource{Priority: 1, Weight: 2, Port: 3, Target: dnsmessage.MustNewName("s.test.")})
@@ -105,17 +110,19 @@ func reply(t *testing.T, question []byte, datagram bool) []byte {
 }
 
 func TestSystem(t *testing.T) {
-	r := System{Servers: []string{nameserver(t)}}
+	r := &System{Servers: []string{nameserver(t)}}
 	for _, tt := range []struct {
 		host, want string
 		ttl        time.Duration
 	}{
 		{"plain.test.", "[10.0.0.1 10.0.0.2]", 45 * time.Second},
-		{"six.test.", "[10.0.0.1 10.0.0.2 2001::1]", 30 * time.Second},
+		{"four.test.", "[10.0.0.1 10.0.0.2]", 45 * time.Second},
+		{"six.test.", "[10.0.0.1 10.0.0.2]", 45 * time.Second},
+		{"only6.test.", "[2001::1]", 30 * time.Second},
 		{"alias.test.", "[10.0.0.8]", 7 * time.Second},
 		{"big.test.", "[10.0.0.1 10.0.0.2]", 45 * time.Second},
 		{"zero.test.", "[10.0.0.9]", time.Second},
-		{"127.0.0.5", "[::ffff:127.0.0.5]", 0},
+		{"127.0.0.5", "[127.0.0.5]", 0},
 	} {
 		t.Run(tt.host, func(t *testing.T) {
 			got, ttl, err := r.Addresses(t.Context(), tt.host)
@@ -135,8 +142,40 @@ func TestSystem(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	var e *net.DNSError
-	if _, _, err := (System{Servers: []string{"127.0.0.1:1"}}).Addresses(t.Context(), "plain.test."); !errors.As(err, &e) || NotFound(err) {
+	if _, _, err := (&System{Servers: []string{"127.0.0.1:1"}}).Addresses(t.Context(), "plain.test."); !errors.As(err, &e) || NotFound(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestServers: the next server is asked when one is silent or fails, and then it is the one that is asked first.
+func TestServers(t *testing.T) {
+	good := nameserver(t)
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	r := &System{Servers: []string{silent.LocalAddr().String(), good}}
+	for _, host := range []string{"plain.test.", "big.test.", "none.test.", "zero.test."} {
+		if _, _, err := r.Addresses(t.Context(), host); (err != nil) != (host == "none.test.") {
+			t.Errorf("%s: %v", host, err)
+		}
+		if _, _, err := r.Services(t.Context(), "_a._tcp.test."); err != nil {
+			t.Error(err)
+		}
+	}
+	if r.first.Load() != 1 {
+		t.Errorf("asked first is %d", r.first.Load())
+	}
+}
+
+// TestSixFirst: which family counts when there are both.
+func TestSixFirst(t *testing.T) {
+	r := &System{Servers: []string{nameserver(t)}, SixFirst: true}
+	for host, want := range map[string]string{"six.test.": "[2001::1]", "plain.test.": "[10.0.0.1 10.0.0.2]"} {
+		if got, _, err := r.Addresses(t.Context(), host); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%s: %v, %v", host, got, err)
+		}
 	}
 }
 
@@ -157,7 +196,7 @@ func FuzzTTL(f *testing.F) {
 		}
 		message := append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 		var again ttl
-		s := stream{Conn: &fixed{b: message}, t: &again}
+		s := stream{Conn: &fixed{b: message}, t: &again, failed: func() {}}
 		for range len(message) {
 			_, _ = s.Read(make([]byte, 7))
 		}

@@ -115,7 +115,7 @@ func (n *names) ask(host string, e *name, p *pending) {
 		e.places, e.err, e.last, e.failures = inTurn(a.Records), nil, a.Kind, 0
 		e.until, e.keep = now.Add(a.TTL), now.Add(a.TTL+n.policy.StaleTTL)
 		p.places = e.places
-	case len(e.places) > 0 && now.Before(e.keep):
+	case len(e.places) > 0 && now.Before(e.keep) && !dns.NotFound(err): // that there is no such name is an answer
 		e.until = now.Add(n.policy.ErrorTTL) // do not ask a failing resolver with every exchange
 		p.places = e.places
 	default:

@@ -65,7 +65,7 @@ func New(o Options) *Transport {
 		o.MaxRequests = 10000
 	}
 	if o.Resolver == nil {
-		o.Resolver = dns.System{}
+		o.Resolver = &dns.System{}
 	}
 	o.DNS = o.DNS.WithDefaults()
 	if o.MaxNames == 0 {

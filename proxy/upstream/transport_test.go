@@ -511,6 +511,14 @@ func TestNames(t *testing.T) {
 		mustDo(t, tr, x(), "ok")
 	}
 	asked(4)
+	// That there is no such name is an answer too.
+	r.set(&net.DNSError{Err: "no such host", IsNotFound: true})
+	expire()
+	mustDo(t, tr, x(), "ok") // it is asked in the background
+	asked(5)
+	if _, err := do(tr, x()); kind(err) != Resolve {
+		t.Errorf("gone, and %v", err)
+	}
 }
 
 // TestServices: SRV records of a service's host tell ports, by weight; failures are remembered, and not for any number of names.
