@@ -236,6 +236,12 @@ func (b *bench) prepare(n *node) error {
 			return err
 		}
 		return n.withService(b.ctx, b.up, "/get")
+	case "logged": // as a node is when nobody has set anything
+		n.env = []string{"CONCORD_PROXY_ACCESS_LOG=logs/access.log"}
+		if err := n.start(b.ctx, b.host); err != nil {
+			return err
+		}
+		return n.withService(b.ctx, b.up, "/logged")
 	case "one":
 		if err := n.start(b.ctx, b.host); err != nil {
 			return err

@@ -103,6 +103,7 @@ func (b *bench) rows() (out []*row) {
 	}
 	all := []*row{
 		{name: "plain", path: "/get", node: "one", bar: 1.10},
+		{name: "plain, access log to a file", path: "/logged", node: "logged", requests: get("/logged")},
 		{name: "key-auth", path: "/get", node: "one", requests: get("/key", "apikey: "+apiKey), bar: 1.15},
 		{name: "jwt HS256, same token", path: "/get", node: "one", requests: bearer("HS256"), bar: 1.15},
 		{name: "jwt RS256, same token", path: "/get", node: "one", requests: bearer("RS256")},
