@@ -81,18 +81,21 @@ func (a *Auth) anonymousConsumer(v *state.View) (state.Row[entity.Consumer], boo
 	return a.consumers.By(v, "username", a.anonymous)
 }
 
+// Consumer finds the consumer that a credential names.
+func (a *Auth) Consumer(v *state.View, ref entity.Ref) (row state.Row[entity.Consumer], ok bool) {
+	if id, err := state.ParseID(ref.ID); err == nil {
+		row, ok = a.consumers.Get(v, id)
+	}
+	return row, ok
+}
+
 // Accept gives the exchange the identity of a credential's consumer. It is false, and nothing is changed, when there is no such consumer.
 func (a *Auth) Accept(x *exchange.Exchange, v *state.View, consumer entity.Ref, c exchange.Credential) bool {
-	id, err := state.ParseID(consumer.ID)
-	if err != nil {
-		return false
+	row, ok := a.Consumer(v, consumer)
+	if ok {
+		a.AcceptAs(x, &row.Val, c)
 	}
-	row, ok := a.consumers.Get(v, id)
-	if !ok {
-		return false
-	}
-	a.AcceptAs(x, &row.Val, c)
-	return true
+	return ok
 }
 
 // AcceptAs is Accept for a consumer that has been found with the credential.

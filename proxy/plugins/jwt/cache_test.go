@@ -35,7 +35,7 @@ func TestKnownTokens(t *testing.T) {
 			}
 			return rec
 		}
-		var alice string
+		var alice, name string
 		for _, c := range []struct {
 			name   string
 			change func(b *bench, id string)
@@ -54,6 +54,10 @@ func TestKnownTokens(t *testing.T) {
 				alice = b.Consumer("alice")
 				b.Put("jwt_secrets", row(b, id, schema.Record{"consumer": plugintest.Ref(alice)}))
 			}, ok},
+			{"consumer renamed", func(b *bench, _ string) {
+				name = "robert"
+				b.Put("consumers", schema.Record{"id": b.bob, "username": name})
+			}, ok},
 			{"deleted and made again", func(b *bench, id string) {
 				b.Delete("jwt_secrets", id)
 				b.credential("known", alg, hsSecret, pub)
@@ -68,7 +72,7 @@ func TestKnownTokens(t *testing.T) {
 				id := b.credential("known", alg, hsSecret, pub)
 				i := b.Build(Plugin(), schema.Record{})
 				text := mint(t, alg, nil, map[string]any{"iss": "known"})
-				alice = b.bob
+				alice, name = b.bob, ""
 				ask := func(want answer) {
 					t.Helper()
 					for range 3 {
@@ -78,6 +82,9 @@ func TestKnownTokens(t *testing.T) {
 						}
 						if want == ok && (x.Consumer.ID != alice || x.Credential.Identifier != "known") {
 							t.Fatalf("consumer %s, credential %+v", x.Consumer.ID, x.Credential)
+						}
+						if want == ok && name != "" && x.Request.Header.Get("X-Consumer-Username") != name {
+							t.Fatalf("the name is %q", x.Request.Header.Get("X-Consumer-Username"))
 						}
 					}
 				}
@@ -152,6 +159,11 @@ func TestKnownTokenOfAnother(t *testing.T) {
 	}
 }
 
+// remember puts in a token without an owner.
+func (c *cache) remember(text string) {
+	c.put(&verified{instance: 1, text: text}, new(state.View))
+}
+
 func (c *cache) count() (tokens, bytes int) {
 	for i := range c.sets {
 		s := &c.sets[i]
@@ -159,7 +171,7 @@ func (c *cache) count() (tokens, bytes int) {
 		for w := range s.ways {
 			if v := s.ways[w].Load(); v != nil {
 				tokens++
-				sum += len(v.text)
+				sum += v.size
 			}
 		}
 		if sum != s.bytes || sum > setBytes {
@@ -176,15 +188,15 @@ func TestCacheIsBounded(t *testing.T) {
 	hot := make([]string, 200)
 	for i := range hot {
 		hot[i] = fmt.Sprintf("hot-%d", i)
-		c.put(1, hot[i], state.ID{1}, 1, times{})
+		c.remember(hot[i])
 	}
 	long := strings.Repeat("x", setBytes)
 	lost := 0
 	for i := range 2 * sets * ways {
-		c.put(1, fmt.Sprintf("%d-%s", i, long[:rand.IntN(len(long)-10)]), state.ID{2}, 1, times{})
+		c.remember(fmt.Sprintf("%d-%s", i, long[:rand.IntN(len(long)-10)]))
 		if h := hot[i%len(hot)]; c.get(1, h) == nil {
 			lost++
-			c.put(1, h, state.ID{1}, 1, times{})
+			c.remember(h)
 		}
 	}
 	if tokens, bytes := c.count(); tokens < sets || tokens > sets*ways || bytes > sets*setBytes {
@@ -193,7 +205,7 @@ func TestCacheIsBounded(t *testing.T) {
 	if lost > len(hot) {
 		t.Errorf("tokens in use were lost %d times", lost)
 	}
-	if c.put(1, long, state.ID{}, 1, times{}); c.get(1, long) != nil {
+	if c.remember(long); c.get(1, long) != nil {
 		t.Error("a very long token was kept")
 	}
 	if c.get(2, hot[0]) != nil {
@@ -211,7 +223,7 @@ func TestCacheConcurrently(t *testing.T) {
 				if v := c.get(1, text); v != nil && v.text != text {
 					t.Error("another token was found")
 				}
-				c.put(1, text, state.ID{byte(g)}, uint64(i), times{})
+				c.remember(text)
 			}
 		})
 	}

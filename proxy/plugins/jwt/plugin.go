@@ -7,7 +7,6 @@ package jwt
 import (
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -82,12 +81,13 @@ type config struct {
 
 type instance struct {
 	config
-	auth    *plugin.Auth
-	secrets *state.Table[entity.JWTSecret]
-	keys    *plugin.Derived[entity.JWTSecret, verifier]
-	tokens  sync.Pool // *token
-	known   *cache
-	number  uint64 // of the instance
+	auth      *plugin.Auth
+	secrets   *state.Table[entity.JWTSecret]
+	consumers *state.Table[entity.Consumer]
+	keys      *plugin.Derived[entity.JWTSecret, verifier]
+	tokens    sync.Pool // *token
+	known     *cache
+	number    uint64 // of the instance
 
 	challenge string // without a token
 	invalid   string // with a bad one
@@ -99,9 +99,9 @@ type instance struct {
 func newInstance(env plugin.Env, cfg plugin.Config, c *config, keys *plugin.Derived[entity.JWTSecret, verifier]) *instance {
 	i := &instance{
 		config: *c, auth: plugin.NewAuth(env, c.Anonymous), keys: keys,
-		secrets: state.TableOf[entity.JWTSecret](env.Store),
-		tokens:  sync.Pool{New: func() any { return new(token) }},
-		log:     env.Log.With("plugin", "jwt", "plugin_id", cfg.ID),
+		secrets: state.TableOf[entity.JWTSecret](env.Store), consumers: state.TableOf[entity.Consumer](env.Store),
+		tokens: sync.Pool{New: func() any { return new(token) }},
+		log:    env.Log.With("plugin", "jwt", "plugin_id", cfg.ID),
 	}
 	i.challenge = "Bearer"
 	if c.Realm != "" {
@@ -129,11 +129,8 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	case text == "":
 		return exit(map[string]string{"message": "Unauthorized"}, i.challenge)
 	}
-	if k := i.known.get(i.number, text); k != nil {
-		// Any change of the credential makes another version of its row.
-		if row, ok := i.secrets.Get(v, k.credential); ok && row.Index == k.version {
-			return i.admit(x, v, &row, &k.times)
-		}
+	if k := i.known.get(i.number, text); k != nil && k.holds(i, v) {
+		return i.admit(x, k)
 	}
 	t := i.tokens.Get().(*token)
 	defer i.tokens.Put(t)
@@ -171,23 +168,28 @@ func (i *instance) Authenticate(x *exchange.Exchange, v *state.View) *plugin.Exi
 	if !ver.verify(t.signed, t.sig, i.SecretIsBase64) {
 		return i.refuse("Invalid signature")
 	}
-	at := t.times()
-	exit := i.admit(x, v, &row, &at)
+	consumer, ok := i.auth.Consumer(v, cred.Consumer)
+	if !ok {
+		return exit(map[string]string{"message": "Could not find consumer for '" + i.KeyClaimName + "=" + cred.Key + "'"}, "")
+	}
+	good := &verified{
+		instance: i.number, text: text, times: t.times(),
+		credential: exchange.Credential{ID: cred.ID, Identifier: cred.Key, Kind: "jwt"}, consumer: consumer.Val,
+		rows: rows{version{row.ID, row.Index}, version{consumer.ID, consumer.Index}},
+	}
+	exit := i.admit(x, good)
 	if exit == nil {
-		i.known.put(i.number, text, row.ID, row.Index, at)
+		i.known.put(good, v)
 	}
 	return exit
 }
 
-// admit judges what is not the signature's business, each time: the token's times and whether the credential has a consumer.
-func (i *instance) admit(x *exchange.Exchange, v *state.View, row *state.Row[entity.JWTSecret], t *times) *plugin.Exit {
-	if e := i.checkTimes(x, t); e != nil {
+// admit judges each time what a good signature does not say: whether it is the token's time.
+func (i *instance) admit(x *exchange.Exchange, t *verified) *plugin.Exit {
+	if e := i.checkTimes(x, &t.times); e != nil {
 		return e
 	}
-	cred := &row.Val
-	if !i.auth.Accept(x, v, cred.Consumer, exchange.Credential{ID: cred.ID, Identifier: cred.Key, Kind: "jwt"}) {
-		return exit(map[string]string{"message": "Could not find consumer for '" + i.KeyClaimName + "=" + cred.Key + "'"}, "")
-	}
+	i.auth.AcceptAs(x, &t.consumer, t.credential)
 	return nil
 }
 
@@ -225,11 +227,21 @@ func (i *instance) find(x *exchange.Exchange) (text string, several bool) {
 
 // bearer is the token of a header value with the scheme Bearer or bearer, "" for any other.
 func bearer(value string) string {
-	value = strings.TrimLeft(value, " \t")
+	value = trimBlanks(value)
 	if len(value) < 8 || value[0]|0x20 != 'b' || value[1:6] != "earer" || value[6] != ' ' && value[6] != '\t' {
 		return ""
 	}
-	return strings.Trim(value[7:], " \t")
+	return trimBlanks(value[7:])
+}
+
+func trimBlanks(s string) string {
+	for len(s) > 0 && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for len(s) > 0 && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
 }
 
 func (i *instance) refuse(message string) *plugin.Exit {
