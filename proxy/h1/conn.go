@@ -163,7 +163,7 @@ func (c *conn) onReadable(fd uintptr) bool {
 	for {
 		w := c.w
 		room := w.in[w.e:]
-		n, ok, err := rawRead(int(fd), room)
+		n, ok, err := c.look(int(fd), room)
 		if err != nil || !ok && c.last {
 			c.verdict = quit
 			return true
@@ -182,11 +182,13 @@ func (c *conn) onReadable(fd uintptr) bool {
 		// A short read has emptied the socket, but the end of the stream may have come with the bytes, and it will not be
 		// announced again: look for it where it is likely, after the first request, several at once, or a part of one.
 		// Elsewhere it shows when the connection is parked.
-		if n == len(room) || c.info.Requests <= 1 || c.info.Requests > before+1 || c.w.r < c.w.e {
-			continue
+		ending := c.info.Requests <= 1 || c.info.Requests > before+1 || c.w.r < c.w.e
+		if c.tls != nil { // which may have read further records with this one
+			c.tls.empty = c.tls.short && !ending
+		} else if n < len(room) && !ending {
+			c.wait()
+			return false
 		}
-		c.wait()
-		return false
 	}
 }
 

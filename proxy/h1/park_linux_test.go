@@ -74,7 +74,7 @@ func newLot(t *testing.T, secure bool, idle, head time.Duration) *lot {
 				defer l.served.Add(-1)
 				info := &h1.ConnInfo{Ended: func() { l.open.Add(-1) }}
 				if l.tls != nil {
-					tc := tls.Server(nc, l.tls)
+					tc := tls.Server(h1.NewTLSSocket(nc, nil), l.tls)
 					if tc.Handshake() != nil {
 						nc.Close()
 						info.End()

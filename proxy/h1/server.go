@@ -138,8 +138,8 @@ func (s *Server) Serve(ln net.Listener) error {
 }
 
 // ServeConn serves one connection, which it closes. It returns when the connection is over, or when nothing has happened on it for a while: it is
-// parked then, and served by another goroutine when something does. *net.TCPConn is served without holding memory while idle; any other kind of
-// connection works too. A *tls.Conn is to be handshaken and described in info, which is not kept.
+// parked then, and served by another goroutine when something does. *net.TCPConn, and *tls.Conn above a TLSSocket, are read with as few system calls
+// as can be; any other kind of connection works too. A *tls.Conn is to be handshaken and described in info, which is not kept.
 func (s *Server) ServeConn(nc net.Conn, info *ConnInfo) {
 	c := &conn{s: s, info: info.Conn, ended: info.Ended}
 	if !c.info.Peer.IsValid() {

@@ -26,14 +26,25 @@ var (
 // wire is a connection with its deadlines and, where the platform has it, access to the socket itself.
 type wire struct {
 	alarm
-	raw syscall.RawConn // nil: only net.Conn (TLS, other platforms)
+	raw syscall.RawConn // nil: only net.Conn
+	tls *TLSSocket      // nc is a *tls.Conn, and this the socket of raw; nil: nc is the socket
 }
 
 func (w *wire) open(nc net.Conn, c *Clock) {
 	w.attach(nc, c)
 	if t, ok := nc.(*net.TCPConn); ok && rawIO {
 		w.raw, _ = t.SyscallConn()
+	} else if w.tls = tlsSocket(nc); w.tls != nil {
+		w.raw = w.tls.raw
 	}
+}
+
+// look reads without waiting, inside a RawConn callback. ok is false when there is nothing to read.
+func (w *wire) look(fd int, p []byte) (n int, ok bool, err error) {
+	if w.tls != nil {
+		return w.tls.readThrough(w.nc, fd, p)
+	}
+	return rawRead(fd, p)
 }
 
 // read waits for bytes, at most d; 0 leaves the deadline as it is.
@@ -52,7 +63,7 @@ func (w *wire) read(p []byte, d time.Duration) (int, error) {
 // write sends all of p; d is the time for each piece. fd, if not negative, is the socket of a connection whose RawConn
 // callback is running: the socket is then tried directly, which saves the locks of net.Conn.
 func (w *wire) write(fd int, p []byte, d time.Duration) error {
-	if fd >= 0 {
+	if fd >= 0 && w.tls == nil {
 		n, err := rawWrite(fd, p)
 		if err != nil {
 			return err
@@ -61,7 +72,7 @@ func (w *wire) write(fd int, p []byte, d time.Duration) error {
 	}
 	for len(p) > 0 {
 		k := min(len(p), writePiece)
-		if w.raw == nil {
+		if w.raw == nil || w.tls != nil {
 			k = len(p) // TLS cuts records itself; a timeout breaks the connection anyway
 		}
 		w.armWrite(d)

@@ -201,8 +201,8 @@ func (g *Group) admit(nc net.Conn, spec *Spec, info *h1.ConnInfo) net.Conn {
 	}
 	switch {
 	case first[0] == tlsHandshake && g.o.TLS != nil:
-		rc := &replayed{Conn: nc, first: first}
-		tc, err := g.handshake(rc, *spec)
+		a := &asking{TLSSocket: h1.NewTLSSocket(nc, first)}
+		tc, err := g.handshake(a, *spec)
 		if err != nil {
 			g.proceed(nc)
 			g.o.Log.Debug("TLS handshake failed", "peer", nc.RemoteAddr().String(), "error", err)
@@ -210,7 +210,7 @@ func (g *Group) admit(nc net.Conn, spec *Spec, info *h1.ConnInfo) net.Conn {
 			return nil
 		}
 		state := tc.ConnectionState()
-		info.TLS, info.SNI, info.CertificateAsked = &state, state.ServerName, rc.asked
+		info.TLS, info.SNI, info.CertificateAsked = &state, state.ServerName, a.certificate
 		info.Peer, info.Local = addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr())
 		if g.proceed(nc) {
 			return tc
@@ -274,8 +274,8 @@ func speaking(config *tls.Config, protocols []string) *tls.Config {
 		chosen, err := choose(hello)
 		if chosen != nil {
 			chosen.NextProtos = protocols
-			if rc, ok := hello.Conn.(*replayed); ok {
-				rc.asked = chosen.ClientAuth != tls.NoClientCert
+			if a, ok := hello.Conn.(*asking); ok {
+				a.certificate = chosen.ClientAuth != tls.NoClientCert
 			}
 		}
 		return chosen, err
@@ -283,15 +283,15 @@ func speaking(config *tls.Config, protocols []string) *tls.Config {
 	return out
 }
 
-func (g *Group) handshake(rc *replayed, spec Spec) (*tls.Conn, error) {
+func (g *Group) handshake(a *asking, spec Spec) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.o.HandshakeTimeout)
 	defer cancel()
-	_ = rc.SetReadDeadline(time.Time{})
+	_ = a.SetReadDeadline(time.Time{})
 	config := g.http1
 	if spec.HTTP2 {
 		config = g.http2
 	}
-	tc := tls.Server(rc, config)
+	tc := tls.Server(a, config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
@@ -407,21 +407,8 @@ func (g *Group) closeListeners() {
 	}
 }
 
-// replayed gives back first what was read to look at.
-type replayed struct {
-	net.Conn
-	first []byte
-	asked bool // for a client certificate, in the handshake
-}
-
-// NetConn is the connection below, as of a *tls.Conn.
-func (r *replayed) NetConn() net.Conn { return r.Conn }
-
-func (r *replayed) Read(p []byte) (int, error) {
-	if len(r.first) > 0 {
-		n := copy(p, r.first)
-		r.first = r.first[n:]
-		return n, nil
-	}
-	return r.Conn.Read(p)
+// asking is the socket below a TLS connection in its handshake.
+type asking struct {
+	*h1.TLSSocket
+	certificate bool // of the client
 }
