@@ -39,7 +39,7 @@ type Request struct {
 	Body       Body   // nil: no body
 	Length     int64  // of the body; -1: unknown (chunked)
 	Expect100  bool   // the client waits for 100 Continue; the front end sends it when Body.Next is first called
-	Upgrade    string // requested protocol of a "Connection: Upgrade" request, e.g. "websocket"; "" otherwise
+	Upgrade    string // protocols a "Connection: Upgrade" request offers, e.g. "websocket", and behind the 101 the one that was chosen; "" otherwise
 	TETrailers bool
 
 	bytes bytesBody // storage of SetBody

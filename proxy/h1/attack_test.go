@@ -210,6 +210,12 @@ func TestAccepted(t *testing.T) {
 			"GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", codes: []int{200, 200}, not: []string{"h2c", "HTTP2", "Upgrade", "upgrade"}},
 		{name: "S16 H2C in a list", raw: "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: websocket, H2C\r\n\r\n", codes: []int{200},
 			not: []string{"H2C", "Upgrade"}},
+		{name: "S16 h2c with a version in a list", raw: "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: foo/2 ,\th2c/1\r\n\r\n", codes: []int{200},
+			not: []string{"h2c", "Upgrade"}},
+		{name: "S16 HTTP in a list", raw: "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: foo,HTTP/2.0\r\n\r\n", codes: []int{200},
+			not: []string{"HTTP/2.0", "Upgrade"}},
+		{name: "several protocols", raw: "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: foo/2, bar\r\n\r\n", codes: []int{200},
+			has: []string{"Connection: keep-alive, Upgrade\r\nUpgrade: foo/2, bar\r\n"}},
 		{name: "S23 trailers", raw: "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" +
 			"2\r\nhi\r\n0\r\nAuthorization: x\r\nX-Consumer-ID: x\r\nx_consumer_id: x\r\nContent-Length: 5\r\nHost: evil\r\nX-Sum: 1\r\n\r\n", codes: []int{200},
 			has: []string{"2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n"}, not: []string{"Authorization", "onsumer", "evil"}},

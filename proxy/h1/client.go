@@ -292,9 +292,10 @@ func (c *ClientConn) head() (done bool, err error) {
 			break
 		}
 		if r.Status == http.StatusSwitchingProtocols {
-			if x.Request.Upgrade == "" || !exchange.EqualFold(c.f.upgrade, x.Request.Upgrade) || !c.f.upgrades {
+			if !c.f.upgrades || !offered(x.Request.Upgrade, c.f.upgrade) {
 				return false, ErrUpgrade
 			}
+			x.Request.Upgrade = c.f.upgrade
 			c.tunnel = true
 			x.HeadersAt = x.Now()
 			r.Tunnel = (*clientTunnel)(c)

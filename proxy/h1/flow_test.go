@@ -366,6 +366,24 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%v on %d connections", rec.requests(), rec.connections())
 		}
 	})
+	for _, tt := range []struct{ name, chosen, want string }{
+		{"the second of several", "BAR", "101 BAR"}, {"two, one on the other", "bar, foo/2", "101 bar, foo/2"}, {"another version", "foo/1", "502 "},
+		{"none", "", "502 "}, {"one too many", "bar, h2c", "502 "}, {"an empty one", "bar,", "502 "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+				fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", tt.chosen)
+				return false
+			})
+			addr, _, _ := start(t, rec.ln.Addr(), nil)
+			c := dial(t, addr)
+			fmt.Fprint(c, "GET /up HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo/2, bar\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil || fmt.Sprint(resp.StatusCode, " ", resp.Header.Get("Upgrade")) != tt.want {
+				t.Errorf("%v %v, want %s", resp, err, tt.want)
+			}
+		})
+	}
 	t.Run("idle", func(t *testing.T) {
 		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
 			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")

@@ -233,18 +233,34 @@ func splitTarget(r *exchange.Request, target string, f *framing) error {
 	return nil
 }
 
-// upgradable refuses h2c: an upgraded connection would carry requests the gateway never sees.
-func upgradable(proto string) bool {
-	if proto == "" {
+// upgradable tells whether a list of protocols (RFC 9110 §7.8) may be offered to the upstream. One with h2c in it, or any HTTP, is
+// refused as a whole: an upgraded connection would carry requests the gateway never sees.
+func upgradable(list string) bool {
+	if len(list) > maxNominated {
 		return false
 	}
-	for i := 0; i < len(proto); i++ {
-		if class[proto[i]]&isToken == 0 && proto[i] != '/' {
+	for more := true; more; {
+		var proto string
+		proto, list, more = strings.Cut(list, ",")
+		name, version, versioned := strings.Cut(strings.Trim(proto, " \t"), "/")
+		if name == "" || !ValidToken(name) || versioned && !ValidToken(version) || exchange.EqualFold(name, "h2c") || exchange.EqualFold(name, "h2") ||
+			len(name) >= 4 && exchange.EqualFold(name[:4], "http") {
 			return false
 		}
 	}
-	return !exchange.EqualFold(proto, "h2c") && !exchange.EqualFold(proto, "h2") &&
-		(len(proto) < 4 || !exchange.EqualFold(proto[:4], "http"))
+	return true
+}
+
+// offered tells whether the client has offered all the protocols a 101 names (RFC 9110 §7.8: several, when one lies on another).
+func offered(list, chosen string) bool {
+	for more := true; more; {
+		var proto string
+		proto, chosen, more = strings.Cut(chosen, ",")
+		if proto = strings.Trim(proto, " \t"); proto == "" || !exchange.HasToken(list, proto) {
+			return false
+		}
+	}
+	return true
 }
 
 // validHost accepts host and host:port. An empty host is invalid for http (RFC 9110 §4.2.1).
@@ -373,7 +389,7 @@ func (f *framing) note(name, value, raw []byte, index int, request bool) (bool, 
 	case 7:
 		if fold(name, "upgrade") {
 			if f.upgrade != "" {
-				f.upgrade = "," // several: none is accepted
+				f.upgrade = "," // several fields: none is accepted
 			} else {
 				f.upgrade = str(value)
 			}
@@ -441,7 +457,7 @@ func (f *framing) connection(list string) {
 	f.conn++
 }
 
-// maxNominated bounds the length of all Connection fields together.
+// maxNominated bounds the length of all Connection fields together, and of Upgrade.
 const maxNominated = 1024
 
 // endToEnd are fields that Connection cannot take away: they concern everyone on the way (RFC 9110 §7.6.1 forbids to name
