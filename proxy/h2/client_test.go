@@ -433,7 +433,7 @@ func TestClientFailures(t *testing.T) {
 			for range 10 {
 				c.do(c.fr.WriteContinuation(id, false, c.block("a", v)))
 			}
-			c.request()
+			c.do(c.fr.WriteContinuation(id, true, nil))
 		}, fault: "too large", sent: true},
 		{name: "HTTP/1.1", upstream: func(c *rawClient) {
 			c.request()

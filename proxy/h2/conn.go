@@ -125,7 +125,7 @@ func (c *conn) init(nc net.Conn, k *keeper, lim limits, s side) {
 	c.streams = map[uint32]*stream{}
 	c.head.lim, c.head.response = lim.head, c.client
 	c.dec = hpack.NewDecoder(4096, c.head.add)
-	c.dec.SetMaxStringLength(lim.head.HeadBytes * 8 / 5) // as long as a block can hold (RFC 7541 §5.2): head judges, and the stream alone ends
+	c.dec.SetMaxStringLength(largestBlocks * lim.head.HeadBytes * 8 / 5) // as long as a block can hold (RFC 7541 §5.2): head judges, and the stream alone ends
 	c.room.L = &c.mu
 	c.calm, c.calmAt = calmBurst*1000, k.now()
 	c.sendWindow, c.peerWindow, c.peerFrame, c.peerStreams = defaultWindow, defaultWindow, maxFrame, 100

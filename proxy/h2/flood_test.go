@@ -17,7 +17,8 @@ import (
 
 // TestFloods is D3: frames that serve nothing end with ENHANCE_YOUR_CALM, long before they could cost much.
 func TestFloods(t *testing.T) {
-	const enough = 300000 // frames; the server stops listening much earlier
+	const enough = 300000                                                      // frames; the server stops listening much earlier
+	uncompressed := appendIndexed(nil, staticDate, strings.Repeat("y", 10000)) // a piece of a header block
 	tests := []struct {
 		name  string
 		start func(c *rawClient)
@@ -39,6 +40,17 @@ func TestFloods(t *testing.T) {
 			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))
 		}, flood: func(c *rawClient, i uint32) error {
 			return c.fr.WriteContinuation(1, false, c.block("x", strings.Repeat("y", 1000)))
+		}},
+		{name: "large continuation", start: func(c *rawClient) {
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))
+		}, flood: func(c *rawClient, i uint32) error {
+			return c.fr.WriteContinuation(1, false, uncompressed)
+		}},
+		{name: "large blocks", flood: func(c *rawClient, i uint32) error {
+			if i%16 == 0 {
+				return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: i/8 + 1, BlockFragment: c.block(getFields...), EndStream: true})
+			}
+			return c.fr.WriteContinuation(i/16*2+1, i%16 == 15, uncompressed)
 		}},
 		{name: "empty continuation", start: func(c *rawClient) {
 			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(getFields...)}))

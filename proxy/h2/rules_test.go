@@ -116,6 +116,8 @@ func TestRefused(t *testing.T) {
 		{name: "other expectation", fields: fields("expect", "magic"), status: "417"},
 		{name: "large section", fields: fields("x1", long, "x2", long, "x3", long, "x4", long, "x5", long, "x6", long, "x7", long, "x8", long), status: "431"},
 		{name: "large field", fields: fields("x", strings.Repeat("a", 100_000)), status: "431"},
+		{name: "field of 200 KB, compressed", fields: fields("x", strings.Repeat("a", 320_000), "y", "1"), status: "431"},
+		{name: "block of 250 KB", fields: fields("x", strings.Repeat("~", 125_000), "y", "1", "z", strings.Repeat("~", 125_000)), status: "431"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -93,32 +93,48 @@ func (c *conn) takeHeaders(f *frame) error {
 		return c.decode(f.id)
 	}
 	c.blockID = f.id
-	return c.paid(f)
+	return c.paid(f, false)
 }
 
 func (c *conn) takeContinuation(f *frame) error {
 	if c.blockID == 0 {
 		return &connError{ProtocolError, "CONTINUATION without HEADERS (RFC 9113 §6.10)"}
 	}
-	if len(c.block)+len(f.payload) > c.lim.head.HeadBytes {
-		return &connError{EnhanceYourCalm, "header block is too large"}
-	}
 	c.block = append(c.block, f.payload...)
+	if large := len(c.block) > c.lim.head.HeadBytes; large || !f.has(flagEndHeaders) {
+		if len(c.block) > largestBlocks*c.lim.head.HeadBytes {
+			return &connError{EnhanceYourCalm, "header block is much too large"}
+		}
+		if err := c.paid(f, large); err != nil {
+			return err
+		}
+	}
 	if !f.has(flagEndHeaders) {
-		return c.paid(f)
+		return nil
 	}
 	c.blockID = 0
 	return c.decode(f.id)
 }
 
-// paid charges for pieces of header blocks that are smaller than an honest sender makes them.
-func (c *conn) paid(f *frame) error {
-	if len(f.payload) >= 1024 {
+// largestBlocks is how many times the limit of a head a header block may have: larger than the limit it is decoded, because the compression
+// state is the connection's, and refused; beyond this it ends the connection.
+const largestBlocks = 4
+
+// largePiece is the charge for a piece of a header block that is too large: some hundred refusals, then a few each second.
+const largePiece = 10
+
+// paid charges for pieces of header blocks that are smaller than an honest sender makes them, or for nothing.
+func (c *conn) paid(f *frame, large bool) error {
+	n := int64(1)
+	switch {
+	case large:
+		n = largePiece
+	case len(f.payload) >= 1024:
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.charge(1)
+	return c.charge(n)
 }
 
 // keptBlock is how large a buffer for header blocks a connection keeps.
