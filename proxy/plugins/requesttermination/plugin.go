@@ -31,6 +31,9 @@ func Plugin() plugin.Plugin {
 			},
 		},
 		New: plugin.Typed(func(_ context.Context, env plugin.Env, _ plugin.Config, c *config) (plugin.Instance, error) {
+			if c.StatusCode < 200 { // Kong takes it, but it cannot end an exchange (RFC 9110 §15.2)
+				c.StatusCode = 500
+			}
 			return &instance{config: *c, env: env, fixed: c.answer()}, nil
 		}),
 	}

@@ -30,6 +30,8 @@ func TestAnswers(t *testing.T) {
 		{"502", schema.Record{"status_code": 502.0}, &plugin.Exit{Status: 502, Body: "Bad Gateway"}},
 		{"status without a default message", schema.Record{"status_code": 201.0}, &plugin.Exit{Status: 201}},
 		{"body", schema.Record{"status_code": 200.0, "body": "<p>hi", "content_type": "text/html"}, &plugin.Exit{Status: 200, Body: []byte("<p>hi"), Header: typed("text/html")}},
+		{"1xx", schema.Record{"status_code": 100.0}, &plugin.Exit{Status: 500, Body: "An unexpected error occurred"}},
+		{"1xx with a message", schema.Record{"status_code": 199.0, "message": "tea"}, &plugin.Exit{Status: 500, Body: "tea"}},
 		{"body without a type", schema.Record{"body": "x"}, &plugin.Exit{Status: 503, Body: []byte("x")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
