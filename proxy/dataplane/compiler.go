@@ -317,6 +317,11 @@ func (c *Compiler) compile() {
 	c.applyUpstreams(&p)
 	old := c.holder.Load()
 	c.holder.publish(c.built.snapshot(p.view.Index()), p.view.Index())
+	for _, x := range closers {
+		if s, ok := x.(plugin.Stopper); ok {
+			s.Stop()
+		}
+	}
 	d := time.Since(start)
 	if old != nil {
 		c.retired = append(c.retired, retired{old, closers})

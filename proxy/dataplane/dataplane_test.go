@@ -25,11 +25,12 @@ import (
 )
 
 // probe is a plugin whose instances count their lives.
-type probe struct{ made, closed atomic.Int64 }
+type probe struct{ made, stopped, closed atomic.Int64 }
 
 type probeInstance struct{ p *probe }
 
 func (probeInstance) Access(*exchange.Exchange) error { return nil }
+func (i probeInstance) Stop()                         { i.p.stopped.Add(1) }
 func (i probeInstance) Close(context.Context) error   { i.p.closed.Add(1); return nil }
 func (p *probe) plugin(name string, prio int) plugin.Plugin {
 	return plugin.Plugin{
@@ -292,7 +293,7 @@ func TestLongExchangeKeepsOneSnapshot(t *testing.T) {
 		row.Config = fmt.Appendf(nil, `{"x":%d}`, i+1)
 		wait(t, c, db.Put(row))
 	}
-	eventually(t, func() bool { return c.Stats().Retired == 1 })
+	eventually(t, func() bool { return c.Stats().Retired == 1 && p.stopped.Load() == 50 })
 	if n := p.closed.Load(); n != 0 {
 		t.Errorf("%d instances closed while the exchange may use them", n)
 	}

@@ -82,7 +82,7 @@ type Config struct {
 // use Typed.
 type Factory func(ctx context.Context, env Env, cfg Config) (Instance, error)
 
-// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, StreamAccessor, StreamLogger, CertificateAsker, CertificateSource, Closer. It is used by many
+// Instance implements any of Rewriter, Accessor, HeaderFilter, BodyFilter, Logger, StreamAccessor, StreamLogger, CertificateAsker, CertificateSource, Stopper, Closer. It is used by many
 // goroutines at once.
 type Instance any
 
@@ -124,6 +124,9 @@ type (
 	CertificateSource interface {
 		Certificate(hello *tls.ClientHelloInfo) *tls.Certificate
 	}
+	// Stopper ends what the instance does by itself, in the background, as soon as it is not configured any more. Exchanges that began before may
+	// still use it, a tunnel for days. It must not block; Close follows.
+	Stopper interface{ Stop() }
 	// Closer frees what the instance holds once no exchange uses it.
 	Closer interface{ Close(context.Context) error }
 )

@@ -77,13 +77,18 @@ type instance struct {
 	ordering map[string]bool   // names for which this node has an order under way
 }
 
-// Close implements plugin.Closer.
-func (i *instance) Close(context.Context) error {
+// Stop implements plugin.Stopper: challenges are still answered, nothing is ordered.
+func (i *instance) Stop() {
 	i.orders.remove(i)
 	i.mu.Lock()
 	i.closed = true
 	i.mu.Unlock()
 	i.stop()
+}
+
+// Close implements plugin.Closer.
+func (i *instance) Close(context.Context) error {
+	i.Stop()
 	i.background.Wait()
 	return nil
 }
