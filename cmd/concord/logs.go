@@ -14,14 +14,14 @@ import (
 	"concord/cmd/concord/settings"
 )
 
-// newLogger writes one line per message, with Kong's level names.
+// newLogger writes one line per message, with Kong's level names, and not all lines of a flood.
 func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+	return slog.New(newCalm(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if l, ok := a.Value.Any().(slog.Level); ok && a.Key == slog.LevelKey && len(groups) == 0 {
 			a.Value = slog.StringValue(settings.LevelName(l))
 		}
 		return a
-	}}))
+	}})))
 }
 
 // logFile is a log whose file can be replaced while it is written to, or taken away: then lines are lost.

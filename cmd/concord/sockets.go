@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -176,7 +177,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
 		o.Inherited = inherited(g.key)
 		if g.to == &out.proxy {
-			o.MaxConns, o.Conns = s.MaxConns, to.conns
+			o.MaxConns, o.Conns = min(s.MaxConns, clientFiles()), to.conns
 		}
 		if *g.to, err = listen.Open(context.Background(), o); err != nil {
 			out.close()
@@ -185,7 +186,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	}
 	if out.stream, err = stream.Open(context.Background(), stream.Options{
 		Specs: s.StreamListen, TLS: streamTLS, Inherited: inherited("stream_listen"), Log: log,
-		MaxSessions: s.StreamMaxConns, MaxClients: s.StreamMaxClients, Stats: streams,
+		MaxSessions: min(s.StreamMaxConns, clientFiles()), MaxClients: s.StreamMaxClients, Stats: streams,
 	}); err != nil {
 		out.close()
 		return nil, cannotOpen("stream_listen", err)
@@ -195,6 +196,16 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 		return nil, cannotOpen("proxy_listen", err)
 	}
 	return out, nil
+}
+
+// clientFiles is how many connections of clients the process can have open. A quarter of the files that it may open stays for upstreams, for the
+// other nodes and for its log: clients must not be able to cut the node off from them.
+func clientFiles() int {
+	var most syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &most) != nil {
+		return math.MaxInt32
+	}
+	return int(max(1, min(most.Cur, math.MaxInt32)/4*3))
 }
 
 // openQUIC opens the listeners of HTTP/3.

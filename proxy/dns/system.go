@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 	"net"
 	"net/netip"
@@ -50,7 +51,7 @@ func (r *System) Addresses(ctx context.Context, host string) ([]netip.Addr, time
 			return addrs, t.value(), nil
 		}
 		if failed == nil || NotFound(failed) { // that there is none is only known when both say so
-			failed = err
+			failed = t.asked(err)
 		}
 	}
 	return nil, 0, failed
@@ -63,7 +64,7 @@ func (r *System) Services(ctx context.Context, name string) ([]*net.SRV, time.Du
 	}
 	var t ttl
 	_, list, err := r.resolver(&t).LookupSRV(ctx, "", "", name)
-	return list, t.value(), err
+	return list, t.value(), t.asked(err)
 }
 
 // resolver is one for a single question, whose answers it notes in t. Go asks again after a failure or a silence: then it is the next
@@ -80,6 +81,7 @@ func (r *System) resolver(t *ttl) *net.Resolver {
 		}
 		if n > 0 {
 			server = r.Servers[now%n]
+			t.ask(server)
 		}
 		c, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, network, server)
 		if err != nil {
@@ -92,9 +94,29 @@ func (r *System) resolver(t *ttl) *net.Resolver {
 
 // ttl is the shortest time that a record of the answers seen so far holds.
 type ttl struct {
-	mu   sync.Mutex // questions for A and AAAA are asked at once
-	seen bool
-	min  uint32
+	mu     sync.Mutex // Go goes on asking when a look-up is given up
+	seen   bool
+	min    uint32
+	server string // that was asked instead of the system's
+}
+
+func (t *ttl) ask(server string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.server = server
+}
+
+// asked names the right server in an error.
+func (t *ttl) asked(err error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var e *net.DNSError
+	if t.server == "" || !errors.As(err, &e) {
+		return err
+	}
+	named := *e
+	named.Server = t.server
+	return &named
 }
 
 // value is 0 when nothing was seen (the hosts file), and not below a second.

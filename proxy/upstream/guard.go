@@ -17,7 +17,14 @@ func KeepOut(own func() []netip.AddrPort) func(netip.AddrPort) error {
 				continue
 			}
 			host := l.Addr().Unmap()
-			if addr == host || addr.IsUnspecified() || host.IsUnspecified() && local(addr) {
+			own := addr == host || addr.IsUnspecified()
+			if !own && host.IsUnspecified() {
+				var err error
+				if own, err = local(addr); err != nil { // fail closed
+					return fmt.Errorf("whether %s is a listener of this gateway itself: %w", at, err)
+				}
+			}
+			if own {
 				return fmt.Errorf("%s is a listener of this gateway itself, which the proxy does not reach: point the service at another address", at)
 			}
 		}
@@ -27,18 +34,18 @@ func KeepOut(own func() []netip.AddrPort) func(netip.AddrPort) error {
 
 // local says whether an address is one of this host's. Interfaces are asked each time: they change, and the question
 // comes up only for a dial to one of the node's own ports.
-func local(addr netip.Addr) bool {
+func local(addr netip.Addr) (bool, error) {
 	if addr.IsLoopback() {
-		return true
+		return true, nil
 	}
 	list, err := net.InterfaceAddrs()
 	if err != nil {
-		return true // fail closed
+		return false, err
 	}
 	for _, a := range list {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
