@@ -24,10 +24,7 @@ const patience = 25 * time.Millisecond
 // ErrOutcomeUnknown. Once the entry is on its way, ctx cannot call it back; a leader without a majority gives up after its lease.
 func (n *Node) Propose(ctx context.Context, c command.Command) (fsm.Result, error) {
 	m, err := n.membership()
-	if err != nil {
-		return fsm.Result{}, err
-	}
-	if !m.ready.Load() {
+	if err != nil || !m.ready.Load() { // a node that has just let go of its part leads no more: Forward finds who does
 		return fsm.Result{}, ErrNotLeader
 	}
 	return m.propose(ctx, c)

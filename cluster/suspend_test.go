@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"concord/fsm/command"
 	"concord/fsm/state"
 )
 
@@ -63,6 +64,10 @@ func TestSuspend(t *testing.T) {
 				must(n.Suspend(ctx))
 				if _, err := n.write("lost"); !errors.Is(err, ErrClosed) {
 					t.Fatalf("a write to a suspended node: %v", err)
+				}
+				// What runs on the leader may be under way: it is another leader that has to judge.
+				if _, err := n.Propose(ctx, command.Command{}); !errors.Is(err, ErrNotLeader) {
+					t.Errorf("a command to a suspended node: %v", err)
 				}
 				if n.ID() != id || n.ClusterID() != clusterID {
 					t.Errorf("a suspended node is %q of %q", n.ID(), n.ClusterID())
