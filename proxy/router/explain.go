@@ -43,8 +43,11 @@ func (r *Router) Explain(q *Query, limit int) []Verdict {
 	}
 	seen := map[*entry]bool{}
 	look := func(l *leaf) {
-		for _, c := range l.entries {
-			e := c.entry
+		for i := -1; i < len(l.others); i++ {
+			e := l.best.entry
+			if i >= 0 {
+				e = l.others[i].entry
+			}
 			if seen[e] {
 				continue // it stands under each of its hosts
 			}
@@ -79,8 +82,8 @@ func (n *node[V]) each(f func(*V)) {
 	if n == nil {
 		return
 	}
-	if n.val != nil {
-		f(n.val)
+	if n.has {
+		f(&n.val)
 	}
 	for i := range n.kids() {
 		n.kids()[i].each(f)

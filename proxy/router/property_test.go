@@ -187,8 +187,8 @@ func dump(r *Router) []string {
 			return
 		}
 		s := prefix + "|" + n.label() + "[" + n.firsts() + "]"
-		if n.val != nil {
-			for _, e := range n.val.entries {
+		if n.has {
+			for _, e := range append([]candidate{n.val.best}, n.val.others...) {
 				s += " " + e.route.Entity.ID + e.path
 			}
 		}
@@ -204,7 +204,7 @@ func dump(r *Router) []string {
 		}
 		s := prefix + "." + n.label()
 		out = append(out, s+"["+n.firsts()+"]")
-		if n.val != nil {
+		if n.has {
 			paths(s+" any", n.val.any)
 			for _, p := range n.val.ports {
 				paths(s+" "+p.port, p.tree)

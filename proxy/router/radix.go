@@ -9,22 +9,23 @@ import (
 // owner marks the arrays made during one Edit: they are not yet visible to readers and may be changed in place.
 type owner struct{ _ byte }
 
-// short is how many bytes of text have room in a node, which makes it a cache line.
-const short = 26
+// short is how many bytes of text have room in a node, which makes it a cache line without its value.
+const short = 33
 
 // node is a byte radix tree that is shared between versions: an update copies the path to the changed key
 // only. The shape depends on the keys alone, not on the order of updates.
 //
 // A look-up among many keys waits for memory and for little else. So a node is one cache line, its text is in it, and its children lie
-// in one array: each step waits once.
+// in one array: each step waits once. The value is the line behind it, which the processor asks for while it still waits for the first.
 type node[V any] struct {
-	val   *V
 	first *node[V] // of the kids, which are in the order of the first bytes of their labels
 	own   *owner   // of the array of kids
 	long  *byte    // label and firsts in a row, if they have no room in text
 	cut   uint32   // where they meet
 	count uint16   // of kids, and so of firsts
+	has   bool     // a value
 	text  [short]byte
+	val   V
 }
 
 func (n *node[V]) kids() []node[V] { return unsafe.Slice(n.first, n.count) }
@@ -63,18 +64,22 @@ func (n *node[V]) setText(label string) {
 	copy(n.text[:], b)
 }
 
-func (n *node[V]) empty() bool { return n.val == nil && n.count == 0 }
+func (n *node[V]) empty() bool { return !n.has && n.count == 0 }
 
-// update sets the value of key to f(old value); nil stands for "no value" both ways. It returns the new tree.
-func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
+// change makes of a key's value, the zero one if there is none, another one, and tells whether there is one now. What the value refers to is
+// shared with other versions of the tree.
+type change[V any] func(V) (V, bool)
+
+// update changes the value of key. It returns the new tree.
+func (n *node[V]) update(o *owner, key string, f change[V]) *node[V] {
+	var m node[V]
 	if n == nil {
-		if v := f(nil); v != nil {
-			m := leafNode(key, v)
-			return &m
+		if !m.init(key, f) {
+			return nil
 		}
-		return nil
+		return &m
 	}
-	m := *n
+	m = *n
 	switch {
 	case !m.set(o, key, f):
 		return n
@@ -84,53 +89,58 @@ func (n *node[V]) update(o *owner, key string, f func(*V) *V) *node[V] {
 	return &m
 }
 
-// set is update for a node that is not visible to readers. It tells whether the node has changed.
-func (n *node[V]) set(o *owner, key string, f func(*V) *V) bool {
+// init makes a node for a key without a value so far, if it gets one.
+func (n *node[V]) init(key string, f change[V]) bool {
+	n.setText(key)
+	n.val, n.has = f(n.val)
+	return n.has
+}
+
+// set is update for a node that is not visible to readers. It tells whether the node may have changed.
+func (n *node[V]) set(o *owner, key string, f change[V]) bool {
 	label := n.label()
 	l := commonPrefix(label, key)
 	switch {
 	case l < len(label):
-		v := f(nil)
-		if v == nil {
-			return false
-		}
-		tail := *n
-		tail.setText(label[l:])
-		var mid node[V]
-		if kids := []node[V]{tail}; l == len(key) {
-			mid.val = v
-			mid.setKids(o, kids)
-		} else {
-			kids = append(kids, leafNode(key[l:], v))
-			if key[l] < label[l] {
-				slices.Reverse(kids)
+		var mid, kid node[V]
+		kids := []node[V]{*n}
+		if l == len(key) {
+			if mid.val, mid.has = f(mid.val); !mid.has {
+				return false
 			}
-			mid.setKids(o, kids)
+		} else {
+			if !kid.init(key[l:], f) {
+				return false
+			}
+			kids = append(kids, kid)
 		}
+		kids[0].setText(label[l:])
+		if len(kids) == 2 && key[l] < label[l] {
+			slices.Reverse(kids)
+		}
+		mid.setKids(o, kids)
 		mid.setText(label[:l])
 		*n = mid
 		return true
 	case l == len(key):
-		v := f(n.val)
-		if v == n.val {
-			return false
+		had := n.has
+		if n.val, n.has = f(n.val); !n.has {
+			n.compact()
 		}
-		n.val = v
-		n.compact()
-		return true
+		return had || n.has
 	}
 	rest := key[l:]
 	i := strings.IndexByte(n.firsts(), rest[0])
 	if i < 0 {
-		v := f(nil)
-		if v == nil {
+		var kid node[V]
+		if !kid.init(rest, f) {
 			return false
 		}
 		i = 0
 		for first := n.firsts(); i < len(first) && first[i] < rest[0]; {
 			i++
 		}
-		n.setKids(o, slices.Concat(n.kids()[:i], []node[V]{leafNode(rest, v)}, n.kids()[i:])) // no longer than that: most stay as they are
+		n.setKids(o, slices.Concat(n.kids()[:i], []node[V]{kid}, n.kids()[i:])) // no longer than that: most stay as they are
 		n.setText(label)
 		return true
 	}
@@ -151,15 +161,9 @@ func (n *node[V]) set(o *owner, key string, f func(*V) *V) bool {
 	return true
 }
 
-func leafNode[V any](key string, v *V) node[V] {
-	n := node[V]{val: v}
-	n.setText(key)
-	return n
-}
-
 // compact joins a node without value and its only child.
 func (n *node[V]) compact() {
-	if n.val != nil || n.count != 1 {
+	if n.has || n.count != 1 {
 		return
 	}
 	kid := *n.first
@@ -172,7 +176,10 @@ func (n *node[V]) get(key string) *V {
 	for n != nil && strings.HasPrefix(key, n.label()) {
 		key = key[n.cut:]
 		if key == "" {
-			return n.val
+			if n.has {
+				return &n.val
+			}
+			return nil
 		}
 		i := strings.IndexByte(n.firsts(), key[0])
 		if i < 0 {
@@ -204,8 +211,8 @@ func (w *walk[V]) next() (*V, int) {
 				w.n = &n.kids()[i]
 			}
 		}
-		if n.val != nil {
-			return n.val, len(w.rest)
+		if n.has {
+			return &n.val, len(w.rest)
 		}
 	}
 	w.n = nil

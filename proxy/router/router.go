@@ -52,14 +52,14 @@ type portPaths struct {
 	tree *node[leaf]
 }
 
-// leaf is the entries of one host and one path prefix, best first.
+// leaf is the entries of one host and one path prefix: the best, mostly the only one, and the others behind it, best first.
 type leaf struct {
-	own     *owner
-	entries []candidate
-	only    [1]candidate // where entries begins its life, and mostly ends it
+	best   candidate
+	others []candidate
+	own    *owner // of others
 }
 
-// candidate is an entry with what a request needs of it and of its route. A leaf with one is a cache line, so that a request among many
+// candidate is an entry with what a request needs of it and of its route. A leaf is a cache line, so that a request among many
 // routes waits for it alone, and not for entry and route as well, one after the other.
 type candidate struct {
 	*entry
@@ -152,17 +152,22 @@ func (s *search) host(h *hostPaths, port string) {
 func (s *search) paths(t *node[leaf]) {
 	w := walk[leaf]{t, s.q.Path}
 	for l, more := w.next(); l != nil; l, more = w.next() {
-		for i := range l.entries {
-			c := &l.entries[i]
-			if s.best.entry != nil && c.compare(s.best.entry) >= 0 {
-				break
-			}
-			if c.certain || c.matchRest(s.q) {
-				s.best = Match{*c, len(s.q.Path) - more}
-				break
-			}
+		over := s.try(&l.best, more)
+		for i := 0; i < len(l.others) && !over; i++ {
+			over = s.try(&l.others[i], more)
 		}
 	}
+}
+
+// try tells whether what stands behind c in its leaf cannot win any more. more is how many bytes of the path the leaf leaves.
+func (s *search) try(c *candidate, more int) (over bool) {
+	if s.best.entry != nil && c.compare(s.best.entry) >= 0 {
+		return true
+	}
+	if over = c.certain || c.matchRest(s.q); over {
+		s.best = Match{*c, len(s.q.Path) - more}
+	}
+	return over
 }
 
 // Edit collects changes and builds the next Router. It is for one goroutine.
@@ -187,11 +192,11 @@ func (e *Edit) Add(rt *Route) { e.apply(rt, leafAdd, 1) }
 // Remove takes out a route added before, by the same pointer.
 func (e *Edit) Remove(rt *Route) { e.apply(rt, leafRemove, -1) }
 
-func (e *Edit) apply(rt *Route, op func(*leaf, *owner, *entry) *leaf, n int) {
+func (e *Edit) apply(rt *Route, op func(leaf, *owner, *entry) (leaf, bool), n int) {
 	for _, en := range rt.entries {
 		e.r.entries += n
 		set := func(t *node[leaf]) *node[leaf] {
-			return t.update(e.own, en.prefix, func(l *leaf) *leaf { return op(l, e.own, en) })
+			return t.update(e.own, en.prefix, func(l leaf) (leaf, bool) { return op(l, e.own, en) })
 		}
 		if len(rt.hosts) == 0 {
 			e.r.any = set(e.r.any)
@@ -200,67 +205,65 @@ func (e *Edit) apply(rt *Route, op func(*leaf, *owner, *entry) *leaf, n int) {
 			if slices.Contains(rt.hosts[:i], h) {
 				continue
 			}
-			e.r.hosts[h.kind] = e.r.hosts[h.kind].update(e.own, h.key, func(old *hostPaths) *hostPaths {
-				return old.set(e.own, h.port, set)
+			e.r.hosts[h.kind] = e.r.hosts[h.kind].update(e.own, h.key, func(paths hostPaths) (hostPaths, bool) {
+				return paths.set(e.own, h.port, set)
 			})
 		}
 	}
 }
 
-func (h *hostPaths) set(o *owner, port string, set func(*node[leaf]) *node[leaf]) *hostPaths {
-	if h == nil {
-		h = &hostPaths{own: o}
-	} else if h.own != o {
-		h = &hostPaths{own: o, any: h.any, ports: slices.Clone(h.ports)}
-	}
+func (h hostPaths) set(o *owner, port string, set func(*node[leaf]) *node[leaf]) (hostPaths, bool) {
 	if port == "" {
 		h.any = set(h.any)
-	} else {
-		i, found := slices.BinarySearchFunc(h.ports, port, func(p portPaths, x string) int { return strings.Compare(p.port, x) })
-		if !found {
-			h.ports = slices.Insert(h.ports, i, portPaths{port: port})
-		}
-		if h.ports[i].tree = set(h.ports[i].tree); h.ports[i].tree == nil {
-			h.ports = slices.Delete(h.ports, i, i+1)
-		}
+		return h, h.any != nil || len(h.ports) > 0
 	}
-	if h.any == nil && len(h.ports) == 0 {
-		return nil
+	if h.own != o {
+		h.ports, h.own = slices.Clone(h.ports), o
 	}
-	return h
+	i, found := slices.BinarySearchFunc(h.ports, port, func(p portPaths, x string) int { return strings.Compare(p.port, x) })
+	if !found {
+		h.ports = slices.Insert(h.ports, i, portPaths{port: port})
+	}
+	if h.ports[i].tree = set(h.ports[i].tree); h.ports[i].tree == nil {
+		h.ports = slices.Delete(h.ports, i, i+1)
+	}
+	return h, h.any != nil || len(h.ports) > 0
 }
 
-func (l *leaf) owned(o *owner) *leaf {
-	if l != nil && l.own == o {
-		return l
+func (l leaf) owned(o *owner) leaf {
+	if l.own != o {
+		l.others, l.own = slices.Clone(l.others), o
 	}
-	c := &leaf{own: o}
-	c.entries = c.only[:0]
-	if l != nil {
-		c.entries = append(c.entries, l.entries...)
-	}
-	return c
-}
-
-func leafAdd(l *leaf, o *owner, e *entry) *leaf {
-	l = l.owned(o)
-	i, _ := slices.BinarySearchFunc(l.entries, e, func(c candidate, e *entry) int { return c.compare(e) })
-	l.entries = slices.Insert(l.entries, i, e.candidate())
 	return l
 }
 
-func leafRemove(l *leaf, o *owner, e *entry) *leaf {
-	if l == nil {
-		return nil
+func leafAdd(l leaf, o *owner, e *entry) (leaf, bool) {
+	c := e.candidate()
+	if l.best.entry == nil {
+		l.best = c
+		return l, true
 	}
-	i := slices.IndexFunc(l.entries, func(c candidate) bool { return c.entry == e })
-	if i < 0 {
-		return l
-	}
-	if len(l.entries) == 1 {
-		return nil
+	if c.compare(l.best.entry) < 0 {
+		c, l.best = l.best, c
 	}
 	l = l.owned(o)
-	l.entries = slices.Delete(l.entries, i, i+1)
-	return l
+	i, _ := slices.BinarySearchFunc(l.others, c.entry, func(c candidate, e *entry) int { return c.compare(e) })
+	l.others = slices.Insert(l.others, i, c)
+	return l, true
+}
+
+func leafRemove(l leaf, o *owner, e *entry) (leaf, bool) {
+	i := slices.IndexFunc(l.others, func(c candidate) bool { return c.entry == e })
+	if l.best.entry == e {
+		if len(l.others) == 0 {
+			return leaf{}, false
+		}
+		i = 0
+		l.best = l.others[i]
+	}
+	if i >= 0 {
+		l = l.owned(o)
+		l.others = slices.Delete(l.others, i, i+1)
+	}
+	return l, l.best.entry != nil
 }

@@ -287,11 +287,11 @@ func (e *StreamEdit) Streams() *Streams {
 // Add puts in a route; the same StreamRoute must not be added twice.
 func (e *StreamEdit) Add(r *StreamRoute) {
 	for _, en := range r.entries {
-		e.apply(en, func(l *streamLeaf) *streamLeaf {
+		e.apply(en, func(l streamLeaf) (streamLeaf, bool) {
 			l = l.owned(e.own)
 			i, _ := slices.BinarySearchFunc(l.entries, en, (*streamEntry).compare)
 			l.entries = slices.Insert(l.entries, i, en)
-			return l
+			return l, true
 		})
 	}
 }
@@ -299,28 +299,22 @@ func (e *StreamEdit) Add(r *StreamRoute) {
 // Remove takes out a route added before, by the same pointer.
 func (e *StreamEdit) Remove(r *StreamRoute) {
 	for _, en := range r.entries {
-		e.apply(en, func(l *streamLeaf) *streamLeaf {
-			if l == nil || len(l.entries) == 1 && l.entries[0] == en {
-				return nil
-			}
+		e.apply(en, func(l streamLeaf) (streamLeaf, bool) {
 			l = l.owned(e.own)
 			l.entries = slices.DeleteFunc(l.entries, func(x *streamEntry) bool { return x == en })
-			return l
+			return l, len(l.entries) > 0
 		})
 	}
 }
 
-func (e *StreamEdit) apply(en *streamEntry, f func(*streamLeaf) *streamLeaf) {
+func (e *StreamEdit) apply(en *streamEntry, f change[streamLeaf]) {
 	t := &e.s.trees[en.tree]
 	*t = (*t).update(e.own, en.key, f)
 }
 
-func (l *streamLeaf) owned(o *owner) *streamLeaf {
-	switch {
-	case l == nil:
-		return &streamLeaf{own: o}
-	case l.own == o:
-		return l
+func (l streamLeaf) owned(o *owner) streamLeaf {
+	if l.own != o {
+		l.entries, l.own = slices.Clone(l.entries), o
 	}
-	return &streamLeaf{own: o, entries: slices.Clone(l.entries)}
+	return l
 }
