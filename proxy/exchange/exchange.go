@@ -155,8 +155,6 @@ type Exchange struct {
 
 	// Pinned is the data-plane snapshot of this exchange; owned by the handler.
 	Pinned any
-	// State is scratch for the handler and plugins, by plugin name; cleared between exchanges.
-	State map[string]any
 	// Link is the upstream connection between RoundTrip and Release; owned by the transport.
 	Link any
 	// Informational, if set by the front end, passes a 1xx answer of the upstream (other than 100 and 101) on to the client.
@@ -167,6 +165,13 @@ type Exchange struct {
 	credential Credential      // storage of SetCredential
 	consumer   entity.Consumer // storage of SetConsumer
 	gone       gone
+	left       []left
+}
+
+// left is what one phase of a plugin left to the next.
+type left struct {
+	name  string
+	value any
 }
 
 // Handler is what a front end calls for every parsed request.
@@ -179,7 +184,7 @@ type Handler interface {
 
 // Reset makes x ready for the next request, keeping the memory it has gathered.
 func (x *Exchange) Reset() {
-	groups, captures, state, a := x.Groups[:0], x.Captures[:0], x.State, x.arena
+	groups, captures, rest, a := x.Groups[:0], x.Captures[:0], x.left, x.arena
 	h1, t1, h2, t2 := x.Request.Header, x.Request.Trailer, x.Response.Header, x.Response.Trailer
 	*x = Exchange{}
 	h1.Reset()
@@ -187,11 +192,9 @@ func (x *Exchange) Reset() {
 	h2.Reset()
 	t2.Reset()
 	a.reset()
-	if len(state) > 0 {
-		clear(state)
-	}
+	clear(rest)
 	x.Request.Header, x.Request.Trailer, x.Response.Header, x.Response.Trailer = h1, t1, h2, t2
-	x.Groups, x.Captures, x.State, x.arena = groups, captures, state, a
+	x.Groups, x.Captures, x.left, x.arena = groups, captures, rest[:0], a
 }
 
 // Now is the time, for half the price of time.Now: only the monotonic clock is read, from the start of the exchange on.
@@ -200,6 +203,27 @@ func (x *Exchange) Now() time.Time {
 		return time.Now()
 	}
 	return x.Start.Add(time.Since(x.Start))
+}
+
+// Leave keeps a value for later phases of a plugin, by its name, until the exchange ends.
+func (x *Exchange) Leave(plugin string, value any) {
+	for i := range x.left {
+		if x.left[i].name == plugin {
+			x.left[i].value = value
+			return
+		}
+	}
+	x.left = append(x.left, left{plugin, value})
+}
+
+// Left is the value that a plugin left; nil if it left none.
+func (x *Exchange) Left(plugin string) any {
+	for i := range x.left { // a few at most
+		if x.left[i].name == plugin {
+			return x.left[i].value
+		}
+	}
+	return nil
 }
 
 // SetConsumer makes c the client, without allocating.

@@ -405,10 +405,14 @@ func TestScratchAndReset(t *testing.T) {
 		t.Errorf("%q", id)
 	}
 	x.Request.Header.Add("A", "b")
-	x.State = map[string]any{"k": 1}
+	x.Leave("k", 0)
+	x.Leave("k", 1)
+	if x.Left("k") != 1 {
+		t.Errorf("%v was left", x.Left("k"))
+	}
 	x.Proxied = true
 	x.Reset()
-	if x.RequestID != "" || len(x.Request.Header.Fields) != 0 || len(x.State) != 0 || x.Proxied {
+	if x.RequestID != "" || len(x.Request.Header.Fields) != 0 || x.Left("k") != nil || x.Proxied {
 		t.Errorf("something is left: %q, %v, %t", x.RequestID, x.Request.Header.Fields, x.Proxied)
 	}
 	x.NewRequestID()
@@ -421,4 +425,24 @@ func TestScratchAndReset(t *testing.T) {
 		x.Response.SetBody(nil)
 		x.Reset()
 	})
+}
+
+// TestValuesEndNoLine: what would end a field line becomes a space, wherever it stands.
+func TestValuesEndNoLine(t *testing.T) {
+	for _, c := range []byte{0, 1, '\t', '\n', '\r', 0x1f, ' ', 0x7f, 0x80, 0x8d, 0xff} {
+		want := string([]byte{c})
+		if c == 0 || c == '\n' || c == '\r' {
+			want = " "
+		}
+		for n := range 20 {
+			for at := range n {
+				before, after := strings.Repeat("\xffa", at)[:at], strings.Repeat("\t~", n)[:n-at-1]
+				var h Header
+				h.Add("A", before+string([]byte{c})+after)
+				if got := h.Get("A"); got != before+want+after {
+					t.Fatalf("%#x at %d of %d: %q", c, at, n, got)
+				}
+			}
+		}
+	}
 }

@@ -45,7 +45,7 @@ func lower(c byte) byte {
 
 func (h *Header) index(name string) int {
 	for i := range h.Fields {
-		if EqualFold(h.Fields[i].Name, name) {
+		if f := &h.Fields[i]; len(f.Name) == len(name) && EqualFold(f.Name, name) {
 			return i
 		}
 	}
@@ -150,12 +150,24 @@ func compact(f []Field, drop func(*Field) bool) []Field {
 
 // clean replaces what would end a field line. The common case costs one pass and nothing else.
 func clean(v string) string {
-	for i := 0; i < len(v); i++ {
-		if c := v[i]; c == '\r' || c == '\n' || c == 0 {
+	i := 0
+	for len(v)-i >= 8 && !hasControl(v[i:]) {
+		i += 8
+	}
+	for ; i < len(v); i++ {
+		if c := v[i]; c <= '\r' && (c == '\r' || c == '\n' || c == 0) {
 			return strings.NewReplacer("\r", " ", "\n", " ", "\x00", " ").Replace(v)
 		}
 	}
 	return v
+}
+
+// hasControl tells whether one of the first eight bytes is below a space.
+func hasControl(s string) bool {
+	const each = 0x0101010101010101
+	_ = s[7]
+	w := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+	return (w-each*' ')&^w&(each*0x80) != 0 // a byte that borrows although its own highest bit is not set
 }
 
 // HasToken tells whether a comma-separated list such as the value of Connection contains token, ignoring case.

@@ -114,20 +114,17 @@ func (i *instance) Access(x *exchange.Exchange) error {
 	if x.Request.Method != "OPTIONS" || h.Get("Origin") == "" || !h.Has("Access-Control-Request-Method") {
 		return nil
 	}
-	if x.State == nil {
-		x.State = map[string]any{}
-	}
 	if i.preflightContinue {
-		x.State[state] = forwarded
+		x.Leave(state, forwarded)
 		return nil
 	}
-	x.State[state] = answered
+	x.Leave(state, answered)
 	return preflightAnswer
 }
 
 // HeaderFilter implements plugin.HeaderFilter.
 func (i *instance) HeaderFilter(x *exchange.Exchange) error {
-	did := x.State[state]
+	did := x.Left(state)
 	if did == forwarded {
 		return nil
 	}

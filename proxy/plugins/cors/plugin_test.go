@@ -228,7 +228,7 @@ func BenchmarkCORS(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					x.Response.Header.Reset()
-					clear(x.State)
+					x.Leave(state, nil)
 					_ = i.(plugin.Accessor).Access(x)
 					_ = i.(plugin.HeaderFilter).HeaderFilter(x)
 				}

@@ -78,10 +78,7 @@ func (i *instance) Access(x *exchange.Exchange) error {
 	if !ok {
 		return &plugin.Exit{Status: 400, Body: "the content type is not " + web + " or " + web + "-text"}
 	}
-	if x.State == nil {
-		x.State = map[string]any{}
-	}
-	x.State[state] = c
+	x.Leave(state, c)
 	if !i.PassStrippedPath {
 		x.Upstream.Path = r.Path
 	}
@@ -113,7 +110,7 @@ func (i *instance) HeaderFilter(x *exchange.Exchange) error {
 		return nil
 	}
 	p.Header.Set("Access-Control-Expose-Headers", "grpc-status,grpc-message")
-	c, _ := x.State[state].(*call)
+	c, _ := x.Left(state).(*call)
 	switch {
 	case x.Proxied:
 		if t := p.Header.Get("Content-Type"); c != nil && p.Status == 200 && strings.HasPrefix(strings.ToLower(t), grpc) {
@@ -142,7 +139,7 @@ func refuse(p *exchange.Response, mime string) {
 
 // BodyFilter implements plugin.BodyFilter.
 func (i *instance) BodyFilter(x *exchange.Exchange, chunk []byte, last bool) ([]byte, error) {
-	c, _ := x.State[state].(*call)
+	c, _ := x.Left(state).(*call)
 	if c == nil || !c.frame {
 		return chunk, nil
 	}

@@ -149,7 +149,7 @@ func (i *instance) key(x *exchange.Exchange) ratelimit.Key {
 	return k
 }
 
-const state = "rate-limiting" // in Exchange.State
+const state = "rate-limiting" // that Access leaves
 
 // Access implements plugin.Accessor.
 func (i *instance) Access(x *exchange.Exchange) error {
@@ -168,10 +168,7 @@ func (i *instance) Access(x *exchange.Exchange) error {
 	if i.HideClientHeaders {
 		i.pool.Put(v)
 	} else {
-		if x.State == nil {
-			x.State = map[string]any{}
-		}
-		x.State[state] = v
+		x.Leave(state, v)
 	}
 	if !admitted {
 		return i.refusal
@@ -181,7 +178,7 @@ func (i *instance) Access(x *exchange.Exchange) error {
 
 // HeaderFilter implements plugin.HeaderFilter.
 func (i *instance) HeaderFilter(x *exchange.Exchange) error {
-	v, ok := x.State[state].(*verdict)
+	v, ok := x.Left(state).(*verdict)
 	if !ok {
 		return nil // counted nowhere, or not to be told
 	}
@@ -206,7 +203,7 @@ func (i *instance) HeaderFilter(x *exchange.Exchange) error {
 	if !v.Admitted {
 		h.Set("Retry-After", reset)
 	}
-	i.pool.Put(v) // State forgets it with the exchange, and this phase runs once
+	i.pool.Put(v) // the exchange forgets it, and this phase runs once
 	return nil
 }
 
