@@ -47,7 +47,7 @@ func TestReadRefuses(t *testing.T) {
 		"two":         {"a: 1\n---\nb: 1\n", "more than one document"},
 		"twice":       {"a: 1\na: 2\n", `key "a" is there twice`},
 		"list":        {"- a\n", "expected an object"},
-		"empty":       {"", "invalid YAML"},
+		"empty":       {"# nothing", "the document is empty"},
 		"key":         {"? [a]\n: 1\n", "a key must be text"},
 		"infinite":    {"a: .inf\n", "no number"},
 		"merge":       {"a:\n  <<: 1\n", "must be a mapping"},

@@ -85,7 +85,10 @@ func readYAML(text []byte, rest func()) (rec schema.Record, err error) {
 	}
 	dec := yaml.NewDecoder(restful{bytes.NewReader(text), rest})
 	var doc, more yaml.Node
-	if err := dec.Decode(&doc); err != nil {
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return nil, errors.New(`the document is empty: it needs at least _format_version: "3.0"`)
+	case err != nil:
 		return nil, fmt.Errorf("invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	if err := dec.Decode(&more); err == nil {

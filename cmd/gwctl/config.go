@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,6 +37,7 @@ type configFlags struct {
 	selectTags []string
 	yes, force bool
 	noColor    bool
+	masked     []string // values of variables in the files, longest first
 }
 
 func configCmd(o *options) *cobra.Command {
@@ -180,106 +179,6 @@ func (f *configFlags) dumpCmd() *cobra.Command {
 	return f.tags(cmd, "only the entities with this tag")
 }
 
-// load reads the files into one document.
-func (f *configFlags) load(cmd *cobra.Command, args []string) (schema.Record, error) {
-	names := append(slices.Clone(f.states), args...)
-	if len(names) == 0 {
-		names = []string{"kong.yaml"}
-	}
-	var paths []string
-	for _, name := range names {
-		info, err := os.Stat(name)
-		switch {
-		case name == "-":
-		case err != nil:
-			return nil, usageError{err}
-		case info.IsDir():
-			list, err := os.ReadDir(name)
-			if err != nil {
-				return nil, err
-			}
-			for _, e := range list {
-				if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml" || ext == ".json") {
-					paths = append(paths, filepath.Join(name, e.Name()))
-				}
-			}
-			continue
-		}
-		paths = append(paths, name)
-	}
-	var doc schema.Record
-	for _, path := range paths {
-		var text []byte
-		var err error
-		if path == "-" {
-			text, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), declarative.MaxBytes+1))
-		} else {
-			text, err = os.ReadFile(path)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if text, err = expand(text); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		one, err := declarative.Read(text)
-		if err == nil {
-			doc, err = join(doc, one)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	if doc == nil {
-		return nil, usageError{fmt.Errorf("%s holds no .yaml, .yml or .json file", strings.Join(names, ", "))}
-	}
-	return doc, nil
-}
-
-// join adds the lists of one document to those of another.
-func join(doc, one schema.Record) (schema.Record, error) {
-	if doc == nil {
-		return one, nil
-	}
-	for k, v := range one {
-		have, ok := doc[k].([]any)
-		list, isList := v.([]any)
-		info, isInfo := v.(schema.Record)
-		switch {
-		case doc[k] == nil:
-			doc[k] = v
-		case ok && isList:
-			doc[k] = append(have, list...)
-		case isInfo && k == "_info":
-			if _, err := join(doc[k].(schema.Record), info); err != nil {
-				return nil, err
-			}
-		case fmt.Sprint(doc[k]) != fmt.Sprint(v):
-			return nil, fmt.Errorf("%s is %v here and %v in a file before", k, v, doc[k])
-		}
-	}
-	return doc, nil
-}
-
-var variable = regexp.MustCompile(`\$\{\{\s*env\s+"([^"]*)"\s*\}\}`)
-
-// expand puts in the values of ${{ env "DECK_NAME" }}, as decK does.
-func expand(text []byte) ([]byte, error) {
-	var missing error
-	out := variable.ReplaceAllFunc(text, func(m []byte) []byte {
-		name := string(variable.FindSubmatch(m)[1])
-		value, ok := os.LookupEnv(name)
-		switch {
-		case !strings.HasPrefix(name, "DECK_"):
-			missing = fmt.Errorf("variable %q: only those that begin with DECK_ are put in", name)
-		case !ok:
-			missing = fmt.Errorf("variable %s is not set", name)
-		}
-		return []byte(value)
-	})
-	return out, missing
-}
-
 func query(q url.Values, tags []string) string {
 	if len(tags) > 0 {
 		q.Set("select_tags", strings.Join(tags, ","))
@@ -376,6 +275,10 @@ func (f *configFlags) send(cmd *cobra.Command, doc schema.Record, q url.Values) 
 	var out outcome
 	if err := f.post(cmd.Context(), q, doc, &out); err != nil {
 		return false, err
+	}
+	for _, c := range out.Changes {
+		f.mask(c.Before)
+		f.mask(c.After)
 	}
 	w := cmd.OutOrStdout()
 	return len(out.Changes) > 0, f.print(w, out, func(w io.Writer) { out.show(w, !f.noColor && isTerminal(w)) })

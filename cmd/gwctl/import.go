@@ -240,7 +240,7 @@ func (im *importer) read(path string) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if text, err = expand(text); err != nil {
+	if text, err = new(configFlags).expand(text); err != nil {
 		return err
 	}
 	tree, err := declarative.Read(text)

@@ -262,6 +262,9 @@ func applyCmd(o *options) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if doc, err = new(configFlags).expand(doc); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
 		var out applied
 		return o.write(cmd, *wait && !dry, mergeRequest(doc, dry), &out, func() error {
 			return o.print(cmd.OutOrStdout(), out, out.show)
