@@ -88,6 +88,9 @@ func (c *conn) run(initial []byte) {
 		} else if away {
 			return
 		}
+		if c.err != nil && c.tls != nil {
+			_ = c.tls.Close() // without a close_notify, which would say that this was all
+		}
 		_ = c.shut()
 		c.s.remove(c)
 	}()
@@ -172,6 +175,9 @@ func (c *conn) onReadable(fd uintptr) bool {
 			c.wait()
 			return false
 		}
+		if c.tls != nil && w.r == w.e {
+			c.headBy = time.Time{} // what had begun was a record
+		}
 		w.e += n
 		c.last = false
 		before := c.info.Requests
@@ -195,15 +201,24 @@ func (c *conn) onReadable(fd uintptr) bool {
 // wait prepares for waiting: the memory goes back unless a part of a head is in it.
 func (c *conn) wait() {
 	if c.w != nil && c.w.r < c.w.e {
-		if c.headBy.IsZero() {
-			c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
-		}
-		c.armed = max(time.Until(c.headBy), time.Millisecond)
+		c.armed = c.untilHead()
 		c.armRead(c.armed)
 		return
 	}
 	c.putBack()
-	c.rest(c.s.o.IdleTimeout)
+	d := c.s.o.IdleTimeout
+	if c.tls != nil && c.tls.begun {
+		d = c.untilHead()
+	}
+	c.rest(d)
+}
+
+// untilHead is how long a head that has begun may still take.
+func (c *conn) untilHead() time.Duration {
+	if c.headBy.IsZero() {
+		c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
+	}
+	return max(time.Until(c.headBy), time.Millisecond)
 }
 
 // rest begins a wait between two requests.
@@ -279,10 +294,7 @@ func (c *conn) servePlain() (away bool) {
 		w := c.w
 		switch {
 		case w.r < w.e:
-			if c.headBy.IsZero() {
-				c.headBy = time.Now().Add(c.s.o.HeaderTimeout)
-			}
-			c.armed = max(time.Until(c.headBy), time.Millisecond)
+			c.armed = c.untilHead()
 			c.armRead(c.armed)
 		case c.last:
 			c.armed = glance

@@ -28,11 +28,15 @@ type lot struct {
 	served, open atomic.Int64
 }
 
-// mirror answers with the body of the request, or its path.
+// mirror answers with the body of the request, or its path, or something that ends early.
 type mirror struct{}
 
 func (mirror) Serve(x *exchange.Exchange) {
 	x.Response.Status = 200
+	if x.Request.Path == "/broken" {
+		x.Response.Length, x.Response.Body = -1, &broken{}
+		return
+	}
 	said := []byte(x.Request.Path)
 	if b := x.Request.Body; b != nil {
 		said = nil

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 
@@ -276,9 +275,7 @@ func (c *conn) abort(err error) {
 	}
 	c.flush()
 	c.err = err
-	if t, ok := c.nc.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
+	c.resets()
 }
 
 // sendContinue tells a waiting client to send its body, unless the answer has begun.

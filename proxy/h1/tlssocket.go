@@ -22,6 +22,7 @@ type TLSSocket struct {
 	fd    int  // of the running RawConn callback, or -1
 	empty bool // there is nothing to read
 	short bool // the last read has left nothing behind
+	begun bool // something has come of what is not whole yet: a record, as a rule
 
 	mu   sync.Mutex // of a write
 	out  []byte
@@ -64,6 +65,7 @@ func (s *TLSSocket) readThrough(outer net.Conn, fd int, p []byte) (n int, ok boo
 	s.fd, s.empty = -1, false
 	switch {
 	case n > 0:
+		s.begun = false
 		return n, true, nil // an error comes again
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return 0, false, nil
@@ -90,7 +92,7 @@ func (s *TLSSocket) Read(p []byte) (int, error) {
 	if !ok {
 		return 0, os.ErrDeadlineExceeded
 	}
-	s.short = n < len(p)
+	s.short, s.begun = n < len(p), true
 	return n, err
 }
 

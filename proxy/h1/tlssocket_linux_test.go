@@ -239,6 +239,7 @@ func clientSecret(t *testing.T, keys string) []byte {
 
 // TestTLSSlowReader: an answer that the socket does not take at once arrives whole, and a client that does not read it is let go of.
 func TestTLSSlowReader(t *testing.T) {
+	t.Parallel()
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
 	serve := func(t *testing.T, timeout time.Duration) (c *tls.Conn, ended chan struct{}) {
 		ended = make(chan struct{})
@@ -294,5 +295,51 @@ func TestTLSSlowReader(t *testing.T) {
 			_, ended := serve(t, timeout)
 			<-ended
 		})
+	}
+}
+
+// TestTLSSlowRecord: a client that sends a record byte by byte has no more time for it than for a head.
+func TestTLSSlowRecord(t *testing.T) {
+	t.Parallel()
+	for _, before := range []int{0, 2} {
+		t.Run(fmt.Sprintf("after %d requests", before), func(t *testing.T) {
+			t.Parallel()
+			l := newLot(t, true, time.Hour, 3*time.Second)
+			c := l.client(t)
+			for range before {
+				if err := c.ask("/before"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			raw := c.Conn.(*tls.Conn).NetConn()
+			for _, b := range append([]byte{tlsApplication, 3, 3, 0x40}, make([]byte, 2000)...) { // of a record of 16 KB
+				if _, err := raw.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			t.Error("it is still listened to")
+		})
+	}
+}
+
+// broken is a body that ends early.
+type broken struct{ sent bool }
+
+func (b *broken) Next() ([]byte, error) {
+	if b.sent {
+		return nil, io.ErrUnexpectedEOF
+	}
+	b.sent = true
+	return []byte("the beginning"), nil
+}
+func (*broken) Close() error { return nil }
+
+// TestTLSBrokenAnswer: an answer without framing that could not be sent whole does not end as if it were.
+func TestTLSBrokenAnswer(t *testing.T) {
+	c := newLot(t, true, time.Hour, time.Hour).client(t)
+	fmt.Fprint(c, "GET /broken HTTP/1.0\r\nHost: a\r\n\r\n")
+	if got, err := io.ReadAll(c.in); err == nil {
+		t.Errorf("%q looks whole", got)
 	}
 }

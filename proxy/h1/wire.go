@@ -88,6 +88,17 @@ func (w *wire) write(fd int, p []byte, d time.Duration) error {
 	return nil
 }
 
+// resets lets the connection end in a way that is not taken for the end of what was to be sent.
+func (w *wire) resets() {
+	nc := w.nc
+	if w.tls != nil {
+		nc = w.tls.Conn
+	}
+	if t, ok := nc.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+}
+
 func (w *wire) shut() error {
 	w.detach()
 	return w.nc.Close()
