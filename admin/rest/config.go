@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -27,7 +29,11 @@ func (a *API) dump(c *call, l *declarative.Layout) (answer, error) {
 	pace := a.o.Service.NewPace()
 	var text bytes.Buffer
 	w := l.NewWriter(&text)
-	index, err := a.o.Service.Export(c.r.Context(), splitTags(c), func(entity string, rec schema.Record) error {
+	tags, err := selectTags(c)
+	if err != nil {
+		return answer{}, err
+	}
+	index, err := a.o.Service.Export(c.r.Context(), tags, func(entity string, rec schema.Record) error {
 		pace.Rest()
 		return w.Add(entity, rec)
 	})
@@ -79,12 +85,20 @@ func quote(text []byte) []byte {
 	return b[1 : len(b)-1]
 }
 
-// splitTags are the tags of ?select_tags=a,b.
-func splitTags(c *call) []string {
-	if text := c.query("select_tags"); text != "" {
-		return strings.Split(text, ",")
+// selectTags are those of ?select_tags=a,b. An argument that says nothing, or cannot be read, is refused: the whole configuration would be meant instead.
+func selectTags(c *call) ([]string, error) {
+	args, err := url.ParseQuery(c.r.URL.RawQuery)
+	if err != nil {
+		return nil, malformed("the arguments in the URL cannot be read: " + err.Error())
 	}
-	return nil
+	if !args.Has("select_tags") {
+		return nil, nil
+	}
+	tags := strings.Split(strings.Join(args["select_tags"], ","), ",")
+	if slices.Contains(tags, "") {
+		return nil, malformed("select_tags names an empty tag: leave the argument out for the whole configuration")
+	}
+	return tags, nil
 }
 
 // flag is a query argument that is on when it is there and does not say no.
@@ -98,13 +112,17 @@ func flag(c *call, name string) bool {
 
 // load makes the configuration what the document says.
 func (a *API) load(c *call, l *declarative.Layout) (answer, error) {
+	tags, err := selectTags(c)
+	if err != nil {
+		return answer{}, err
+	}
 	pace := a.o.Service.NewPace()
 	tree, err := readConfig(c.w, c.r, pace)
 	if err != nil {
 		return answer{}, err
 	}
 	doc, form := l.RowsWith(tree, pace.Rest)
-	b := service.Bulk{Rows: make([]service.Wanted, len(doc.Rows)), Hashed: !doc.Transform, SelectTags: append(doc.SelectTags, splitTags(c)...),
+	b := service.Bulk{Rows: make([]service.Wanted, len(doc.Rows)), Hashed: !doc.Transform, SelectTags: append(doc.SelectTags, tags...),
 		Pace: pace, Merge: c.query("mode") == "merge", DryRun: form != nil || flag(c, "dry_run"), Diff: flag(c, "diff")}
 	b.Show = !b.Diff && !b.DryRun
 	switch c.query("mode") {

@@ -243,7 +243,7 @@ func entityArgs(ref bool) cobra.PositionalArgs {
 		if ref {
 			want, n = "a kind of entity and the name or id of one, such as service my-api", 2
 		}
-		if len(args) != n {
+		if len(args) != n || slices.Contains(args, "") {
 			return usageError{errors.New(cmd.CommandPath() + " wants " + want + " (see " + cmd.CommandPath() + " --help)")}
 		}
 		return nil

@@ -29,11 +29,11 @@ type unreachableError struct {
 
 // Error says what to do about it.
 func (e *unreachableError) Error() string {
-	why, advice := e.err.Error(), "is that the address in its admin_listen?"
+	why, advice := e.err.Error(), "look at the address in its admin_listen"
 	var unknown *tls.CertificateVerificationError
 	switch {
 	case errors.Is(e.err, syscall.ECONNREFUSED):
-		why, advice = "connection refused", "is a node running there (concord health)?"
+		why, advice = "connection refused", "see whether a node runs there (concord health)"
 	case errors.Is(e.err, context.DeadlineExceeded):
 		why, advice = "no answer in time", "the node may be starting or overloaded; --timeout waits longer"
 	case errors.As(e.err, &unknown):

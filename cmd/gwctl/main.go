@@ -9,10 +9,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // version is set by the linker.
@@ -81,7 +83,10 @@ func newRoot() *cobra.Command {
 	f.StringVarP(&o.output, "output", "o", "table", "table, json or yaml")
 	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long to wait for the answer")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := given(cmd); err != nil {
+			return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
+		}
 		switch o.output {
 		case "table", "json", "yaml":
 			return nil
@@ -98,6 +103,17 @@ func newRoot() *cobra.Command {
 	root.InitDefaultCompletionCmd()
 	describeCompletion(root)
 	return root
+}
+
+// given refuses flags that are missing, and those that are empty: a variable of a script that was not set must not widen "--select-tag $TAG" to everything.
+func given(cmd *cobra.Command) error {
+	err := cmd.ValidateRequiredFlags()
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if list, isList := f.Value.(pflag.SliceValue); err == nil && (f.Value.String() == "" || isList && (len(list.GetSlice()) == 0 || slices.Contains(list.GetSlice(), ""))) {
+			err = fmt.Errorf("--%s is empty", f.Name)
+		}
+	})
+	return err
 }
 
 func defaultAdmin() string {

@@ -228,7 +228,9 @@ func readFields(cmd *cobra.Command, name string) (row, error) {
 func parseFields(b []byte) (row, error) {
 	var r row
 	dec := yaml.NewDecoder(bytes.NewReader(b))
-	if err := dec.Decode(&r); err != nil && !errors.Is(err, io.EOF) {
+	if err := dec.Decode(&r); errors.As(err, new(*yaml.TypeError)) {
+		return nil, errors.New("it holds no fields and their values")
+	} else if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
