@@ -396,8 +396,12 @@ const (
 
 // discardQueued makes the kernel forget what the other side did not take.
 func discardQueued(nc net.Conn) {
-	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
-		nc = t.NetConn()
+	for {
+		outer, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		nc = outer.NetConn()
 	}
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)

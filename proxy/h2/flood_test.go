@@ -1,10 +1,12 @@
 package h2
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -343,4 +345,28 @@ func TestSocketStall(t *testing.T) {
 		n, m := h.counts()
 		return n == 1 && m == 1 && s.Conns() == 0
 	})
+}
+
+// TestStalledTLSIsReset: what a client of TLS did not take is forgotten, however many connections lie above the socket.
+func TestStalledTLSIsReset(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	nc, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	discardQueued(tls.Server(h1.NewTLSSocket(nc, nil), nil))
+	nc.Close()
+	_ = c.SetReadDeadline(time.Now().Add(60 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("it ends with %v", err)
+	}
 }
