@@ -171,52 +171,32 @@ func (n *node[V]) compact() {
 	*n = kid
 }
 
+// step goes one node on towards a key. It returns the node's value, if the key so far has one, the next node, and what is left of the key. Called until there
+// is no node, it visits the values of all keys that are prefixes of the one looked for, shortest first.
+func (n *node[V]) step(key string) (val *V, next *node[V], rest string) {
+	both, cut := n.both(), int(n.cut)
+	if !strings.HasPrefix(key, both[:cut]) {
+		return nil, nil, key
+	}
+	if key = key[cut:]; key != "" {
+		if i := strings.IndexByte(both[cut:], key[0]); i >= 0 {
+			next = &n.kids()[i]
+		}
+	}
+	if n.has {
+		val = &n.val
+	}
+	return val, next, key
+}
+
 // get returns the value of exactly key, nil when there is none.
-func (n *node[V]) get(key string) *V {
-	for n != nil && strings.HasPrefix(key, n.label()) {
-		key = key[n.cut:]
-		if key == "" {
-			if n.has {
-				return &n.val
-			}
-			return nil
+func (n *node[V]) get(key string) (val *V) {
+	for n != nil {
+		if val, n, key = n.step(key); key == "" {
+			return val
 		}
-		i := strings.IndexByte(n.firsts(), key[0])
-		if i < 0 {
-			return nil
-		}
-		n = &n.kids()[i]
 	}
 	return nil
-}
-
-// walk visits the values of all keys that are prefixes of a string, shortest first.
-type walk[V any] struct {
-	n    *node[V]
-	rest string
-}
-
-// next returns the next value and how many bytes of the string follow its key; nil at the end.
-func (w *walk[V]) next() (*V, int) {
-	for w.n != nil {
-		n := w.n
-		both := n.both()
-		if !strings.HasPrefix(w.rest, both[:n.cut]) {
-			break
-		}
-		w.rest = w.rest[n.cut:]
-		w.n = nil
-		if w.rest != "" {
-			if i := strings.IndexByte(both[n.cut:], w.rest[0]); i >= 0 {
-				w.n = &n.kids()[i]
-			}
-		}
-		if n.has {
-			return &n.val, len(w.rest)
-		}
-	}
-	w.n = nil
-	return nil, 0
 }
 
 func commonPrefix(a, b string) int {

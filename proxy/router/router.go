@@ -114,15 +114,14 @@ func (s *search) hosts(r *Router) {
 	if port == "" {
 		port = defaultPort(s.q.TLS)
 	}
-	w := walk[hostPaths]{r.hosts[leadingHost], unsafe.String(&rev[0], len(name))}
-	for h, more := w.next(); h != nil; h, more = w.next() {
-		if more > 0 {
-			s.host(h, port)
-		}
-	}
-	w = walk[hostPaths]{r.hosts[trailingHost], name}
-	for h, more := w.next(); h != nil; h, more = w.next() {
-		if more > 0 {
+	s.wildcards(r.hosts[leadingHost], unsafe.String(&rev[0], len(name)), port)
+	s.wildcards(r.hosts[trailingHost], name, port)
+}
+
+// wildcards stand for one byte at least.
+func (s *search) wildcards(t *node[hostPaths], name, port string) {
+	for h := (*hostPaths)(nil); t != nil; {
+		if h, t, name = t.step(name); name != "" {
 			s.host(h, port)
 		}
 	}
@@ -150,11 +149,14 @@ func (s *search) host(h *hostPaths, port string) {
 }
 
 func (s *search) paths(t *node[leaf]) {
-	w := walk[leaf]{t, s.q.Path}
-	for l, more := w.next(); l != nil; l, more = w.next() {
-		over := s.try(&l.best, more)
+	rest := s.q.Path
+	for l := (*leaf)(nil); t != nil; {
+		if l, t, rest = t.step(rest); l == nil {
+			continue
+		}
+		over := s.try(&l.best, len(rest))
 		for i := 0; i < len(l.others) && !over; i++ {
-			over = s.try(&l.others[i], more)
+			over = s.try(&l.others[i], len(rest))
 		}
 	}
 }

@@ -250,16 +250,19 @@ func (s *Streams) Find(q *StreamQuery) *StreamRoute {
 		}
 		name = unsafe.String(&buf[0], len(name))
 		take(s.trees[sniPlain].get(name))
-		for _, w := range [2]walk[streamLeaf]{{s.trees[sniLeading], unsafe.String(&rev[0], len(name))}, {s.trees[sniTrailing], name}} {
-			for l, more := w.next(); l != nil; l, more = w.next() {
-				if more > 0 {
+		wildcards := func(t *node[streamLeaf], name string) {
+			for l := (*streamLeaf)(nil); t != nil; {
+				if l, t, name = t.step(name); name != "" {
 					take(l)
 				}
 			}
 		}
+		wildcards(s.trees[sniLeading], unsafe.String(&rev[0], len(name)))
+		wildcards(s.trees[sniTrailing], name)
 	}
-	ports := walk[streamLeaf]{s.trees[byPort], portKey(q.Destination.Port())}
-	for l, _ := ports.next(); l != nil; l, _ = ports.next() {
+	port := portKey(q.Destination.Port())
+	for l, t := (*streamLeaf)(nil), s.trees[byPort]; t != nil; {
+		l, t, port = t.step(port)
 		take(l)
 	}
 	if best == nil {
