@@ -25,7 +25,7 @@ type backend interface {
 //   - A checksum on every entry and value, because the file format has none for its content.
 //   - A note about where the log ends, in the same transaction as the entries, so that a lost end is noticed.
 //   - A deadline. raft goes on leading when a write hangs, and leads again after a failed fsync, when nobody knows what is on the
-//     disk: one failed or stalled write ends the process here, and the others elect.
+//     disk: one failed or stalled write ends the process here, and the others elect. A full disk ends the node's part in the cluster only (full.go).
 type disk struct {
 	path    string
 	inner   backend
@@ -40,6 +40,7 @@ type disk struct {
 	writes      sync.Mutex   // raft writes log and votes from different goroutines
 	stop        chan struct{}
 	once        sync.Once
+	silent      chan struct{} // closed when nobody hears this node any more
 }
 
 // noteIndex is the key of the note about the log's end. It lies behind every real index.
@@ -93,7 +94,7 @@ func (d *disk) openEntry(index uint64, l *raft.Log) error {
 
 // newDisk verifies all that the backend holds.
 func newDisk(path string, inner backend, stall time.Duration, fatal func(error), applied func() uint64) (*disk, error) {
-	d := &disk{path: path, inner: inner, fatal: fatal, applied: applied, stall: stall, stop: make(chan struct{})}
+	d := &disk{path: path, inner: inner, fatal: fatal, applied: applied, stall: stall, stop: make(chan struct{}), silent: make(chan struct{})}
 	if err := d.check(); err != nil {
 		return nil, err
 	}
@@ -277,12 +278,24 @@ func (d *disk) deleteRange(lo, hi uint64) error {
 	return nil
 }
 
+// Set stores a term or a vote. raft panics when that fails. On a full disk, which does not end the process, it has to wait instead until
+// nobody can hear it; then it may believe what it likes until it is shut down, which is soon.
 func (d *disk) Set(key, value []byte) error {
-	return d.write(func() error {
+	err := d.write(func() error {
 		sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 		return d.inner.Set(key, binary.BigEndian.AppendUint32(append([]byte(nil), value...), sum))
 	})
+	if full(err) {
+		select {
+		case <-d.silent:
+			return nil
+		case <-time.After(hush):
+		}
+	}
+	return err
 }
+
+func (d *disk) silence() { close(d.silent) }
 
 func (d *disk) Get(key []byte) ([]byte, error) {
 	b, err := d.inner.Get(key)
@@ -373,6 +386,11 @@ func (d *disk) writeNote() error {
 	if last == 0 || min(d.applied(), last) == d.noted.Load() {
 		return nil
 	}
+	return d.writable()
+}
+
+// writable finds out, by writing the note.
+func (d *disk) writable() error {
 	return d.write(func() error {
 		last := d.last.Load()
 		if last == 0 {

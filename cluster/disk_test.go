@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,11 +23,24 @@ type faulty struct {
 	backend
 	err  atomic.Pointer[error]
 	hang atomic.Pointer[chan struct{}]
+	full atomic.Bool
 }
+
+func (f *faulty) Set(k, v []byte) error {
+	if f.full.Load() {
+		return syscall.ENOSPC
+	}
+	return f.backend.Set(k, v)
+}
+
+func (f *faulty) StoreLog(l *raft.Log) error { return f.StoreLogs([]*raft.Log{l}) }
 
 func (f *faulty) StoreLogs(l []*raft.Log) error {
 	if ch := f.hang.Load(); ch != nil {
 		<-*ch
+	}
+	if f.full.Load() {
+		return &os.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}
 	}
 	if err := f.err.Swap(nil); err != nil { // once, as after a failed fsync
 		return *err
@@ -82,6 +96,61 @@ func TestFailedWriteIsFatal(t *testing.T) {
 			rest[1].mustHave(index, "before", "after")
 			leader.restart()
 			leader.mustHave(index, "before", "after")
+		})
+	}
+}
+
+// TestFullDisk: a node whose disk is full serves what it has, the others go on, and it takes part again when there is room. Neither a write nor a
+// term that cannot be stored ends the process.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	for _, alone := range []bool{true, false} {
+		t.Run(fmt.Sprint("alone ", alone), func(t *testing.T) {
+			members := 3
+			if alone {
+				members = 1
+			}
+			stores := map[string]*faulty{}
+			nodes := startCluster(t, members, func(o *Options) {
+				f := &faulty{}
+				stores[o.Prefix] = f
+				o.wrapStore = func(b backend) backend { f.backend = b; return f }
+			})
+			leader := leaderOf(t, nodes)
+			index := leader.mustWrite("before")
+			f := stores[leader.opt.Prefix]
+			f.full.Store(true)
+			go leader.write("on the full disk") // it may come through, on the next leader
+			eventually(t, "sits out", func() error {
+				if _, err := leader.membership(); !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), "full") {
+					return fmt.Errorf("its part in the cluster: %v", err)
+				}
+				return nil
+			})
+			leader.mustHave(index, "before")
+			if _, err := leader.write("refused"); !errors.Is(err, ErrClosed) {
+				t.Errorf("a write on a node that sits out: %v", err)
+			}
+			if err := leader.Resume(t.Context()); err != nil { // an upgrade that fails meanwhile
+				t.Errorf("resume: %v", err)
+			}
+			writer := leader
+			if !alone {
+				writer = others(nodes, leader)[0]
+				index = writer.mustWrite("meanwhile")
+			}
+			f.full.Store(false)
+			eventually(t, "takes part again", func() error { _, err := leader.membership(); return err })
+			leader.mustHave(index)
+			index = writer.mustWrite("after")
+			for _, n := range nodes {
+				n.mustHave(index, "before", "after")
+			}
+			select {
+			case err := <-leader.fatal:
+				t.Errorf("it ended: %v", err)
+			default:
+			}
 		})
 	}
 }

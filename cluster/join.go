@@ -325,6 +325,12 @@ func (m *membership) useToken(ctx context.Context, from net.Addr, conn tls.Conne
 	case node.Level < float64(m.machine.Level()):
 		return 0, refuse("the cluster is at level %d, the node understands levels up to %.0f: install the newer version on it", m.machine.Level(), node.Level)
 	}
+	for _, s := range m.servers() {
+		if string(s.Address) != node.Address {
+			continue
+		}
+		return 0, refuse("%s is the address of a member, node %s: if that is what this node was before it lost its data, take it out first (gwctl cluster remove %s), else set another cluster_advertise", node.Address, s.ID, s.ID)
+	}
 	if err := reachable(ctx, node.Address); err != nil {
 		return 0, refuse("the leader cannot reach the node at %s (%v): set its cluster_advertise to an address that the others reach", node.Address, err)
 	}

@@ -65,6 +65,8 @@ func TestJoinRefused(t *testing.T) {
 	refused("own cluster", a, a.Address(), good, "already")
 	refused("no port", b, "127.0.0.1", good, "host:port")
 	refused("nobody there", b, "127.0.0.1:1", good, "refused")
+	again := newNode(t, "again", func(o *Options) { o.Advertise = a.Address() })
+	refused("address of a member", again, a.Address(), good, "gwctl cluster remove "+a.ID())
 	b.mustWrite("mine")
 	refused("holds data", b, a.Address(), good, "--discard-local-data")
 	if err := b.Join(ctx, a.Address(), good, true); err != nil {

@@ -155,6 +155,9 @@ func (m *membership) startRaft(fresh bool) error {
 			return err
 		}
 	}
+	if err := m.disk.writable(); err != nil { // NewRaft panics
+		return err
+	}
 	if m.raft, err = raft.NewRaft(c, m.machine, cache, m.disk, m.snaps, m.trans); err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type Node struct {
 	current   *membership // nil while switching and after Shutdown
 	closed    bool
 	fatalOnce sync.Once
+	full      atomic.Pointer[fullError] // while the node sits out, see sitOut
 }
 
 // Open starts the node. On an empty prefix it forms a cluster of one; otherwise it goes on with what it finds there. A node alone in
@@ -133,18 +134,17 @@ func (n *Node) settle(ctx context.Context, m *membership) error {
 
 func (n *Node) dir() string { return filepath.Join(n.opt.Prefix, dirName) }
 
-func (n *Node) fatal(err error) {
-	n.fatalOnce.Do(func() { go n.opt.Fatal(err) }) // not on raft's goroutine: Fatal may want to shut down
-}
-
 // membership is the current one.
 func (n *Node) membership() (*membership, error) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.current == nil {
-		return nil, ErrClosed
+	if n.current != nil {
+		return n.current, nil
 	}
-	return n.current, nil
+	if full := n.full.Load(); full != nil && !n.closed {
+		return nil, full
+	}
+	return nil, ErrClosed
 }
 
 func (n *Node) setCurrent(m *membership) {
@@ -267,28 +267,36 @@ func (n *Node) Suspend(ctx context.Context) error {
 }
 
 // Resume takes up again what Suspend has ended, with what the files hold now: the other process may have written to them. Its error means that the
-// node has no part in the cluster any more.
+// node has no part in the cluster any more. A node whose disk is full takes its part up by itself.
 func (n *Node) Resume(ctx context.Context) error {
+	if n.full.Load() != nil {
+		return nil
+	}
+	_, err := n.resume(ctx)
+	return err
+}
+
+func (n *Node) resume(ctx context.Context) (*membership, error) {
 	n.switching.Lock()
 	defer n.switching.Unlock()
 	n.mu.RLock()
 	suspended := n.current == nil && !n.closed
 	n.mu.RUnlock()
 	if !suspended {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	id, err := loadIdentity(n.dir())
 	if err == nil {
 		err = n.port.Resume()
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m, err := n.enter(ctx, id)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return n.settle(ctx, m)
+	return m, n.settle(ctx, m)
 }
 
 // ReleaseLevel ends HoldLevel.

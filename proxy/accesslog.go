@@ -20,6 +20,7 @@ type AccessLog struct {
 	log  *slog.Logger
 	wake chan struct{}
 	done chan struct{}
+	bad  bool // the last write failed; of run
 
 	mu      sync.Mutex
 	buf     []byte
@@ -68,9 +69,13 @@ func (l *AccessLog) flush() (closed bool) {
 		l.log.Warn("access log lines were dropped: the writer is too slow", "lines", dropped)
 	}
 	if len(b) > 0 {
-		if _, err := l.w.Write(b); err != nil {
-			l.log.Error("access log cannot be written", "error", err)
+		_, err := l.w.Write(b)
+		if err != nil && !l.bad {
+			l.log.Error("access log cannot be written, lines are lost", "error", err)
+		} else if err == nil && l.bad {
+			l.log.Warn("access log is written again")
 		}
+		l.bad = err != nil
 	}
 	l.mu.Lock()
 	if cap(b) <= 16*logFlushBytes {

@@ -3,9 +3,12 @@ package proxy
 import (
 	"bytes"
 	"encoding/json"
+	"io"
+	"log/slog"
 	"net/netip"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,3 +113,20 @@ func TestJSONLineDoesNotAllocate(t *testing.T) {
 	b := make([]byte, 0, 4096)
 	harness.NoAllocs(t, "a line", func() { b = appendJSONLine(b[:0], x, nil) })
 }
+
+// TestAccessLogFails: a full disk is told once, and so is that there is room again.
+func TestAccessLogFails(t *testing.T) {
+	var out bytes.Buffer
+	l := &AccessLog{log: slog.New(slog.NewTextHandler(&out, nil))}
+	for _, w := range []io.Writer{failing{}, failing{}, failing{}, io.Discard, io.Discard} {
+		l.w, l.buf = w, append(l.buf, "line\n"...)
+		l.flush()
+	}
+	if text := out.String(); strings.Count(text, "cannot be written") != 1 || strings.Count(text, "written again") != 1 {
+		t.Errorf("the log says %s", text)
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
