@@ -4,8 +4,10 @@ import (
 	"crypto/elliptic"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -231,6 +233,42 @@ func TestCacheConcurrently(t *testing.T) {
 	if tokens, _ := c.count(); tokens < 1 {
 		t.Error("the sets' lengths are wrong")
 	}
+}
+
+// TestKnownTokenIsNeverBehind: whoever asks after a change of the consumer sees it, however many others ask for the same token.
+func TestKnownTokenIsNeverBehind(t *testing.T) {
+	b := newBench(t)
+	i := b.Build(Plugin(), schema.Record{}).(*instance)
+	text := mint(t, "HS256", nil, map[string]any{"iss": "iss-HS256"})
+	var made atomic.Int64 // changes of the name
+	var wg sync.WaitGroup
+	rename := func(n int64) {
+		b.Put("consumers", schema.Record{"id": b.bob, "username": fmt.Sprint("name-", n)})
+		made.Store(n)
+	}
+	rename(0)
+	const changes = 300
+	for range 3 {
+		wg.Go(func() {
+			for before := int64(0); before < changes; {
+				before = made.Load()
+				x := plugintest.Request("GET", "/", auth(text)...)
+				if err := i.Access(x); err != nil {
+					t.Error(err)
+					return
+				}
+				name := x.Request.Header.Get("X-Consumer-Username")
+				if n, err := strconv.ParseInt(strings.TrimPrefix(name, "name-"), 10, 64); err != nil || n < before || name != x.Consumer.Username {
+					t.Errorf("%q, %q in the header, after change %d", x.Consumer.Username, name, before)
+					return
+				}
+			}
+		})
+	}
+	for n := range int64(changes) {
+		rename(n + 1)
+	}
+	wg.Wait()
 }
 
 func TestKnownTokenAllocatesNothing(t *testing.T) {
