@@ -185,7 +185,7 @@ func (a *API) listAPIs(c *call) (answer, error) {
 	}
 	for name := range q {
 		if !apis.Known(name) {
-			return answer{status: http.StatusBadRequest, body: map[string]any{name: name + " is an unknown field"}}, nil
+			return answer{status: http.StatusBadRequest, body: map[string]any{name: "unknown field"}}, nil
 		}
 	}
 	return answer{status: http.StatusOK, body: page(c, data, size, from)}, nil
@@ -473,13 +473,15 @@ func (a *API) writeAPIPlugin(verb service.Verb) handler {
 		res, err := a.o.Service.Mutate(c.r.Context(), m)
 		var e *service.Error
 		if errors.As(err, &e) && len(e.Fields) > 0 {
-			flat := apis.FlatPluginErrors(name, e.Fields)
+			flat, status := apis.FlatPluginErrors(name, e.Fields), http.StatusBadRequest
+			switch known, ok := statuses[e.Kind]; {
+			case e.Kind == service.UniqueTaken || e.Kind == service.PrimaryKeyTaken:
+				flat, status = apis.TakenPlugin(e.Fields), http.StatusConflict
+			case ok:
+				status = known
+			}
 			if e.Hint != "" {
 				flat["hint"] = e.Hint
-			}
-			status, ok := statuses[e.Kind]
-			if !ok {
-				status = http.StatusBadRequest
 			}
 			return answer{status: status, body: flat}, nil
 		}

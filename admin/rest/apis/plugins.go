@@ -1,6 +1,7 @@
 package apis
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -134,6 +135,22 @@ var thenNames = map[string][2]string{ // now → 0.9, 0.10
 	"read_timeout": {"upstream_read_timeout", "upstream_read_timeout"},
 }
 
+// wordsThen are Kong's refusals before 1.0, after the field's name.
+var wordsThen = map[string]string{
+	"required field missing": " is required", "unknown field": " is an unknown field", "expected a boolean": " is not a boolean", "expected a number": " is not a number",
+	"expected an integer": " is not a number", "expected a string": " is not a string", "expected an array": " is not an array", "expected a record": " is not a table",
+}
+
+// TakenPlugin are the errors of a plugin whose id, or whose place, another has.
+func TakenPlugin(fields map[string]any) map[string]any {
+	for _, field := range []string{"id", "name"} {
+		if v, ok := fields[field].(string); ok {
+			return map[string]any{field: fmt.Sprintf("already exists with value '%s'", v)}
+		}
+	}
+	return fields
+}
+
 // FlatErrors are a row's errors in the shape of those days: text by field, with dots for what is nested.
 func (a *API) FlatErrors(fields map[string]any) map[string]any {
 	out := map[string]any{}
@@ -153,10 +170,19 @@ func (a *API) FlatErrors(fields map[string]any) map[string]any {
 	return out
 }
 
-// FlatPluginErrors are a plugin's errors by the names of those days.
+// FlatPluginErrors are a plugin's errors by the names and in the words of those days.
 func FlatPluginErrors(name string, fields map[string]any) map[string]any {
 	out := map[string]any{}
 	flatten(out, "", fields)
+	for field, text := range out {
+		if then, same := wordsThen[fmt.Sprint(text)]; same {
+			out[field] = field[strings.LastIndexByte(field, '.')+1:] + then
+		}
+	}
+	if text, wrong := out["name"].(string); wrong && strings.Contains(text, "not enabled") { // a plugin that is not there was its configuration's fault
+		delete(out, "name")
+		out["config"] = text
+	}
 	for _, pair := range renamed[name] {
 		for _, field := range slices.Collect(maps.Keys(out)) {
 			if rest, ok := strings.CutPrefix(field, "config."+pair[1]); ok && (rest == "" || rest[0] == '.') {
