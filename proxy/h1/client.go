@@ -310,6 +310,9 @@ func (c *ClientConn) head() (done bool, err error) {
 			}
 		}
 	}
+	if r.Status == http.StatusUpgradeRequired && upgradable(c.f.upgrade) {
+		r.Header.Add("Upgrade", c.f.upgrade) // without it the answer says nothing (RFC 9110 §15.5.22)
+	}
 	x.HeadersAt = x.Now()
 	mode, length := uint8(bodyToEOF), int64(-1)
 	switch {
