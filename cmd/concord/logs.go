@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"concord/cmd/concord/settings"
 )
@@ -61,6 +64,26 @@ func (l *logFile) on() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.f != nil
+}
+
+// isStderr says whether a file is what the process writes its own log to.
+func isStderr(path string) bool {
+	named, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	own, err := os.Stderr.Stat()
+	return err == nil && own.Mode().IsRegular() && os.SameFile(named, own)
+}
+
+// replaceStderr has the process's own log go on in the file that has the path now.
+func replaceStderr(path string) error {
+	f, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return errors.Join(unix.Dup3(int(f.Fd()), 1, 0), unix.Dup3(int(f.Fd()), 2, 0))
 }
 
 // Write appends.

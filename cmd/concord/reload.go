@@ -45,6 +45,7 @@ func (n *node) reload() (lines []string, err error) {
 		return nil, err
 	}
 	n.useLogs(next, files)
+	n.reopenOwn()
 	n.level.Set(next.LogLevel)
 	if len(live) > 0 {
 		n.front.use(n.newHandler(next), next)
@@ -146,6 +147,28 @@ func openLogs(s *settings.Settings) (files [3]*os.File, err error) {
 func closeLogs(files [3]*os.File) {
 	for _, f := range files {
 		closeLog(f)
+	}
+}
+
+// reopenLogs opens all logs anew, and changes nothing else: what nginx does at SIGUSR1, which is what programs that rotate logs send.
+func (n *node) reopenLogs() {
+	files, err := openLogs(n.live)
+	if err != nil {
+		n.log.Error("the logs were not opened anew", "error", err)
+		return
+	}
+	n.useLogs(n.live, files)
+	n.reopenOwn()
+	n.notice("the logs were opened anew")
+}
+
+// reopenOwn opens the node's own log anew, if `concord start` has opened it.
+func (n *node) reopenOwn() {
+	if !n.ownLog {
+		return
+	}
+	if err := replaceStderr(n.s.ErrorLog); err != nil {
+		n.log.Error("proxy_error_log was not opened anew", "error", err)
 	}
 }
 

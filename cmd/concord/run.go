@@ -51,6 +51,8 @@ type node struct {
 	level *slog.LevelVar
 	keep  keep
 	log   *slog.Logger
+	// ownLog: the process's own log is proxy_error_log.
+	ownLog bool
 
 	logs       [3]logFile       // of the proxy, of streams, of the Admin API; each may be off
 	access     *proxy.AccessLog // to the proxy's
@@ -105,6 +107,7 @@ func (c *cli) run(s *settings.Settings, from *succession) error {
 	}
 	n := &node{s: s, live: s, load: c.load, from: from, level: new(slog.LevelVar), failed: make(chan error, 1)}
 	n.shown.Store(s)
+	n.ownLog = isStderr(s.ErrorLog)
 	var err error
 	if n.program, err = program(); err != nil {
 		return err
@@ -115,7 +118,7 @@ func (c *cli) run(s *settings.Settings, from *succession) error {
 		return err
 	}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 
 	n.level.Set(s.LogLevel)
@@ -164,6 +167,8 @@ func (n *node) wait(signals <-chan os.Signal) error {
 			n.log.Error("upgrade: it failed, and this process goes on as before", "error", err)
 		case sig := <-signals:
 			switch {
+			case sig == syscall.SIGUSR1:
+				n.reopenLogs()
 			case upgraded != nil && (sig == syscall.SIGHUP || sig == syscall.SIGUSR2):
 				n.log.Warn("an upgrade is under way: the signal is ignored", "signal", sig.String())
 			case sig == syscall.SIGHUP:
@@ -212,7 +217,7 @@ func (n *node) end(signals <-chan os.Signal, limit time.Duration, f func(context
 		case <-done:
 			return
 		case sig := <-signals:
-			if sig != syscall.SIGHUP && sig != syscall.SIGUSR2 {
+			if sig != syscall.SIGHUP && sig != syscall.SIGUSR1 && sig != syscall.SIGUSR2 {
 				n.log.Warn("told to stop again: cutting off what still runs", "signal", sig.String())
 				cut()
 			}

@@ -523,6 +523,29 @@ func TestReload(t *testing.T) {
 		}
 	}
 
+	// Logs are rotated as nginx's are.
+	logs := []string{dir + "/access.log", filepath.Join(n.Prefix, "logs", "error.log")}
+	for _, log := range logs {
+		if err := os.Rename(log, log+".1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pid := nodePid(t, n)
+	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		code := status(n.Proxy)
+		access, _ := os.ReadFile(logs[0])
+		own, _ := os.ReadFile(logs[1])
+		if strings.Contains(string(access), "/nowhere") && strings.Contains(string(own), "opened anew") {
+			break
+		}
+		if code != 404 || time.Now().After(end) {
+			t.Fatalf("after SIGUSR1: %d, access log %q, own log %q", code, access, own)
+		}
+	}
+
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

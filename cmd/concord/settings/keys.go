@@ -37,7 +37,7 @@ func groups() []group {
 			{Name: "log_level", Default: "notice", Form: "debug, info, notice, warn, error, crit, alert, emerg", Live: true, set: level,
 				Doc: "The least serious messages that are logged. Of lines with the same message 20 are written in a second, and how many more there were; with `debug` all of them."},
 			{Name: "proxy_error_log", Default: "logs/error.log", Form: "path", set: path(func(s *Settings) *string { return &s.ErrorLog }),
-				Doc: "Where `concord start` sends the node's log. `concord run` logs on standard error."},
+				Doc: "Where `concord start` sends the node's log. `concord run` logs on standard error. A reload opens the file anew."},
 			{Name: "proxy_access_log", Default: "logs/access.log", Form: "path or off", Live: true, set: path(func(s *Settings) *string { return &s.ProxyAccessLog }),
 				Doc: "One line for each proxied request; `/dev/stdout` and `/dev/stderr` work. A reload opens the file anew, for log rotation."},
 			{Name: "proxy_stream_access_log", Default: "logs/access.log basic", Form: "path or off", Live: true, set: streamLog,
