@@ -136,6 +136,9 @@ func auditTailCmd(o *options) *cobra.Command {
 		Example: "  gwctl audit tail\n  gwctl audit tail -f -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if count < 0 {
+				return usageError{errors.New("--lines must not be below zero")}
+			}
 			_, head, err := o.audit(ctx, 1<<62, false)
 			if err != nil {
 				return err

@@ -25,6 +25,7 @@ import (
 type unreachableError struct {
 	admin string
 	err   error
+	other string // what names another node
 }
 
 // Error says what to do about it.
@@ -39,7 +40,7 @@ func (e *unreachableError) Error() string {
 	case errors.As(e.err, &unknown):
 		why, advice = unknown.Err.Error(), "name the authority of its certificate with --ca-cert"
 	}
-	return fmt.Sprintf("cannot reach the Admin API at %s: %s; %s Another node is named with --admin URL or GWCTL_ADMIN", e.admin, why, advice+".")
+	return fmt.Sprintf("cannot reach the Admin API at %s: %s; %s. Another node is named with %s", e.admin, why, advice, e.other)
 }
 
 // refusedError is an answer other than 2xx.
@@ -138,12 +139,12 @@ func (o *options) send(ctx context.Context, r request, out any) (reply, error) {
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return reply{}, &unreachableError{base, err}
+		return reply{}, &unreachableError{base, err, "--admin URL or GWCTL_ADMIN"}
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(res.Body)
 	if err != nil {
-		return reply{}, &unreachableError{base, err}
+		return reply{}, &unreachableError{base, err, "--admin URL or GWCTL_ADMIN"}
 	}
 	if res.StatusCode/100 != 2 {
 		var e struct{ Message, Hint string }

@@ -136,6 +136,12 @@ func (f *configFlags) dumpCmd() *cobra.Command {
 			"Passwords are digests made with the id of their consumer: a consumer with basic-auth credentials is written with its id, and _transform is false.",
 		Example: "  gwctl config dump -o kong.yaml\n  gwctl config dump --select-tag team-a --format json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case format != "yaml" && format != "json":
+				return usageError{fmt.Errorf("--format %q is none of yaml, json", format)}
+			case file == "yaml" || file == "json":
+				return usageError{fmt.Errorf("-o names a file here; the form is chosen with --format %s", file)}
+			}
 			var answer struct{ Config string }
 			if err := f.request(cmd.Context(), "GET", "/config"+query(url.Values{}, f.selectTags), nil, &answer); err != nil {
 				return err
@@ -148,6 +154,9 @@ func (f *configFlags) dumpCmd() *cobra.Command {
 			doc, errs := layout.Rows(tree)
 			if errs != nil {
 				return fmt.Errorf("the node's configuration has another form than this gwctl knows: %s", declarative.Message(errs))
+			}
+			if lacksSecrets(doc.Rows) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "Warning: the token may not see secrets, so they are missing: a sync of this dump would replace credentials by new ones")
 			}
 			nested := layout.Nest(doc, declarative.NestOptions{WithIDs: ids, SelectTags: f.selectTags})
 			var text []byte
@@ -177,6 +186,21 @@ func (f *configFlags) dumpCmd() *cobra.Command {
 	cmd.Flags().BoolVar(&f.force, "force", false, "overwrite the file")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"yaml", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return f.tags(cmd, "only the entities with this tag")
+}
+
+// lacksSecrets tells of rows whose secret always has a value, but for readers that may not see it.
+func lacksSecrets(rows []declarative.Row) bool {
+	always := map[string][]string{}
+	for _, def := range entity.All() {
+		for _, f := range def.Schema.Fields {
+			if f.Secret && (f.Auto || f.Required) {
+				always[def.Schema.Name] = append(always[def.Schema.Name], f.Name)
+			}
+		}
+	}
+	return slices.ContainsFunc(rows, func(r declarative.Row) bool {
+		return slices.ContainsFunc(always[r.Entity], func(name string) bool { return r.Body[name] == nil })
+	})
 }
 
 func query(q url.Values, tags []string) string {

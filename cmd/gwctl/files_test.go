@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -75,5 +76,25 @@ func TestFilesBelow(t *testing.T) {
 	}
 	if text := out.String(); strings.Contains(text, "hidden") || !strings.Contains(text, `+  host: "h.[masked].example"`) {
 		t.Errorf("the diff shows a variable: %s", text)
+	}
+}
+
+// TestDumpWithoutSecrets: what a reader without the right to see secrets gets is no file to sync, and that is said.
+func TestDumpWithoutSecrets(t *testing.T) {
+	for _, tt := range []struct{ name, credential, said string }{
+		{"with", "{consumer: bob, key: k1}", ""},
+		{"without", "{consumer: bob}", "the token may not see secrets"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = fmt.Fprintf(w, `{"config":"_format_version: '3.0'\nconsumers:\n- username: bob\nkeyauth_credentials:\n- %s\n"}`, tt.credential)
+			}))
+			defer node.Close()
+			var out, said bytes.Buffer
+			code := execute(t.Context(), []string{"--admin", node.URL, "config", "dump"}, strings.NewReader(""), &out, &said)
+			if code != 0 || !strings.Contains(said.String(), tt.said) || tt.said == "" && said.Len() > 0 || !strings.Contains(out.String(), "keyauth_credentials") {
+				t.Errorf("code %d, %q: %s", code, said.String(), out.String())
+			}
+		})
 	}
 }

@@ -113,7 +113,7 @@ func (im *importer) fetch(ctx context.Context, base string, headers []string) er
 		}
 		res, err := client.Do(req)
 		if err != nil {
-			return 0, &unreachableError{base, err}
+			return 0, &unreachableError{base, err, "--from URL"}
 		}
 		defer res.Body.Close()
 		body, err := io.ReadAll(io.LimitReader(res.Body, declarative.MaxBytes))
@@ -123,7 +123,9 @@ func (im *importer) fetch(ctx context.Context, base string, headers []string) er
 		return res.StatusCode, err
 	}
 	var root struct{ Version string }
-	if code, err := get("/", &root); err != nil || root.Version == "" {
+	if code, err := get("/", &root); errors.As(err, new(*unreachableError)) {
+		return err
+	} else if err != nil || root.Version == "" {
 		return fmt.Errorf("%s does not answer like a Kong's Admin API (status %d): %w", base, code, errors.Join(err, errors.New("GET / tells no version")))
 	}
 	im.hashed, im.version = true, "3.0"

@@ -135,7 +135,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 // oneArg wants exactly one argument, called what in the message.
 func oneArg(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
+		if len(args) != 1 || args[0] == "" {
 			return usageError{fmt.Errorf("%s wants exactly one argument, %s (see %[1]s --help)", cmd.CommandPath(), what)}
 		}
 		return nil

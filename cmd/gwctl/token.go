@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,9 +23,9 @@ type adminToken struct {
 	Role       string   `json:"role" yaml:"role"`
 	Entities   []string `json:"entities" yaml:"entities"`
 	Tags       []string `json:"tags" yaml:"tags"`
-	CreatedAt  float64  `json:"created_at" yaml:"created_at"`
-	LastUsedAt *float64 `json:"last_used_at" yaml:"last_used_at"`
-	TTL        *float64 `json:"ttl" yaml:"ttl"`
+	CreatedAt  int64    `json:"created_at" yaml:"created_at"`
+	LastUsedAt *int64   `json:"last_used_at" yaml:"last_used_at"`
+	TTL        *int64   `json:"ttl" yaml:"ttl"`
 	Token      string   `json:"token,omitempty" yaml:"token,omitempty"`
 }
 
@@ -124,10 +126,10 @@ func listTokensCmd(o *options) *cobra.Command {
 						expires = (time.Duration(*t.TTL) * time.Second).String()
 					}
 					if t.LastUsedAt != nil {
-						used = time.Unix(int64(*t.LastUsedAt), 0).UTC().Format(time.RFC3339)
+						used = time.Unix(*t.LastUsedAt, 0).UTC().Format(time.RFC3339)
 					}
 					fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Role, orAll(t.Entities), orAll(t.Tags),
-						time.Unix(int64(t.CreatedAt), 0).UTC().Format(time.RFC3339), expires, used)
+						time.Unix(t.CreatedAt, 0).UTC().Format(time.RFC3339), expires, used)
 				}
 				_ = tw.Flush() // the writer below keeps its own error
 			})
@@ -164,6 +166,10 @@ func revokeTokenCmd(o *options) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.call(cmd.Context(), "DELETE", "/admin/tokens/"+url.PathEscape(args[0]), nil, nil); err != nil {
+				var refused *refusedError
+				if errors.As(err, &refused) && refused.status == http.StatusNotFound {
+					refused.message = fmt.Sprintf("there is no admin token %q", args[0])
+				}
 				return err
 			}
 			return o.done(cmd, "Revoked %s", args[0])
