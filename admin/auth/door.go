@@ -100,7 +100,8 @@ func (d *Door) Enter(r *http.Request) (service.Actor, error) {
 	if err != nil {
 		d.failed(at)
 		d.refused.Add(1)
-		d.o.Log.Warn("admin credentials refused", "from", from, "method", r.Method, "path", r.URL.Path, "reason", err.Error())
+		head, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/") // what follows may be an API key
+		d.o.Log.Warn("admin credentials refused", "from", from, "method", r.Method, "path", "/"+head, "reason", err.Error())
 		return service.Actor{}, err
 	}
 	return actor, nil

@@ -18,6 +18,9 @@ func (a *API) entityRoutes() {
 	byName := map[string]entity.Def{}
 	for _, d := range defs {
 		byName[d.Schema.Name] = d
+		if key, ok := d.Schema.Field(d.Schema.EndpointKey); ok && key.Secret {
+			a.secretRefs["{"+d.Schema.Name+"}"] = true
+		}
 	}
 	for _, d := range defs {
 		if d.Endpoints == entity.NoEndpoints {

@@ -71,6 +71,8 @@ type API struct {
 	o      Options
 	router router
 	drain  atomic.Bool // somebody wants no more traffic sent here
+
+	secretRefs map[string]bool // path parameters whose value may be a secret
 }
 
 // New makes the Admin API.
@@ -107,7 +109,7 @@ func newAPI(o Options) *API {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &API{o: o}
+	return &API{o: o, secretRefs: map[string]bool{}}
 }
 
 // call is one request.
@@ -179,7 +181,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *API) serve(w http.ResponseWriter, r *http.Request) (ans answer, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			a.o.Log.Error("admin handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			a.o.Log.Error("admin handler panicked", "method", r.Method, "path", a.LogPath(r.URL.EscapedPath()), "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
@@ -308,7 +310,7 @@ func (a *API) refusal(w http.ResponseWriter, r *http.Request, err error) answer 
 	}
 	var e *service.Error
 	if !errors.As(err, &e) || e.Kind == service.Internal {
-		a.o.Log.Error("admin request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		a.o.Log.Error("admin request failed", "method", r.Method, "path", a.LogPath(r.URL.EscapedPath()), "error", err)
 		return answer{status: http.StatusInternalServerError, body: errorBody{Message: "An unexpected error occurred"}}
 	}
 	status, ok := statuses[e.Kind]

@@ -330,6 +330,24 @@ func TestUnavailable(t *testing.T) {
 }
 
 // TestPanic: a mistake in a handler is a 500 that says nothing about it, and the next request is served.
+// Keys stay out of logs where they are part of a path.
+func TestLogPath(t *testing.T) {
+	api := newGateway().api
+	for path, want := range map[string]string{
+		"/key-auths/s3cret":          "/key-auths/{keyauth_credentials}",
+		"/key-auths/s3cret/consumer": "/key-auths/{keyauth_credentials}/consumer",
+		"/consumers/ado/key-auth/0b2aee54-6a4a-4a4d-9f4b-2b8b3fd6d4a5/": "/consumers/ado/key-auth/{keyauth_credentials}",
+		"/oauth2_tokens/s%2Fcret": "/oauth2_tokens/{oauth2_tokens}",
+		"/consumers/a%20b/jwt":    "/consumers/a%20b/jwt",
+		"/":                       "/",
+		"/nonsense/%zz":           "/nonsense/%zz",
+	} {
+		if got := api.LogPath(path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
 func TestPanic(t *testing.T) {
 	g := newGateway()
 	g.log.BeforePropose = func(command.Command) error { panic("planted") }

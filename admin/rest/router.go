@@ -93,6 +93,21 @@ func segments(path string) []string {
 	return strings.Split(path, "/")
 }
 
+// LogPath is an escaped path without the keys and tokens that it may name rows by: "/key-auths/{keyauth_credentials}" for that of an API key.
+func (a *API) LogPath(escaped string) string {
+	found, _ := a.router.find(escaped)
+	if found == nil {
+		return escaped
+	}
+	segs := segments(escaped)
+	for i, name := range segments(found.path) {
+		if a.secretRefs[name] { // an id, too: many keys look like one
+			segs[i] = name
+		}
+	}
+	return "/" + strings.Join(segs, "/")
+}
+
 // paths lists the endpoints by their segments, as Kong's /endpoints does.
 func (r *router) paths() []string {
 	var list []string

@@ -96,8 +96,8 @@ func (l *logFile) Write(p []byte) (int, error) {
 	return l.f.Write(p)
 }
 
-// logRequests writes a line in nginx's combined format for every request. Query strings stay out: they may hold secrets.
-func logRequests(next http.Handler, w *logFile) http.Handler {
+// logRequests writes a line in nginx's combined format for every request, with the path that shown makes of its own. Query strings stay out: they may hold secrets.
+func logRequests(next http.Handler, w *logFile, shown func(path string) string) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		c := &countingWriter{ResponseWriter: rw, status: http.StatusOK}
 		next.ServeHTTP(c, r)
@@ -113,7 +113,7 @@ func logRequests(next http.Handler, w *logFile) http.Handler {
 			agent = "-"
 		}
 		fmt.Fprintf(w, "%s - - [%s] \"%s %s %s\" %d %d \"-\" %s\n", host, time.Now().Format("02/Jan/2006:15:04:05 -0700"), r.Method,
-			strings.ReplaceAll(r.URL.EscapedPath(), `"`, "%22"), r.Proto, c.status, c.bytes, quoteForLog(agent))
+			strings.ReplaceAll(shown(r.URL.EscapedPath()), `"`, "%22"), r.Proto, c.status, c.bytes, quoteForLog(agent))
 	})
 }
 

@@ -470,7 +470,7 @@ func (n *node) startAdmin(machine *fsm.Machine, plugins []plugin.Plugin, hostnam
 		} else {
 			kong.ServeHTTP(w, r)
 		}
-	}), &n.logs[logAdmin])
+	}), &n.logs[logAdmin], kong.LogPath)
 	n.serveHTTP(n.adminConns, n.retiring(admin, true)).RegisterOnShutdown(programs.Close)
 	n.serveHTTP(n.statusConns, n.retiring(rest.NewStatus(options), false))
 	n.serveListeners(n.s)
