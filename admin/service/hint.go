@@ -31,7 +31,10 @@ func (l lookup) similar(table state.AnyTable, ref string) string {
 			return fmt.Sprintf("%s are addressed by %s or id, not by %s: %q is the %s of %s", sch.Name, sch.EndpointKey, f.Name, ref, f.Name, l.nameOf(table, row))
 		}
 	}
-	if _, ok := table.By(l.view, sch.EndpointKey, ref); ok {
+	if row, ok := table.By(l.view, sch.EndpointKey, ref); ok {
+		if _, err := state.ParseID(ref); err == nil {
+			return fmt.Sprintf("what looks like an id is taken as one: the one with this %s has the id %s", sch.EndpointKey, row.ID)
+		}
 		return fmt.Sprintf("there is one with this %s, but it belongs to something else", sch.EndpointKey)
 	}
 	for _, likely := range []string{strings.ToLower(ref), strings.ToUpper(ref), strings.ToUpper(ref[:1]) + strings.ToLower(ref[1:])} {
