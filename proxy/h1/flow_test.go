@@ -84,6 +84,24 @@ func TestBadUpstream(t *testing.T) {
 	}
 }
 
+// TestCutShort: of a body that ends early, a client that reads slowly still gets all there was.
+func TestCutShort(t *testing.T) {
+	body := strings.Repeat("x", 256<<10)
+	rec := newRecorder(t, answers("HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"+body, false))
+	addr, _, _ := start(t, rec.ln.Addr(), nil)
+	c := dial(t, addr)
+	_ = c.SetReadBuffer(32 << 10)
+	fmt.Fprint(c, getClose)
+	time.Sleep(100 * time.Millisecond) // the upstream has ended; what it sent lies in the kernel
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(resp.Body); len(got) != len(body) || err != io.ErrUnexpectedEOF {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
 // TestUpstreamSpeaksOutOfTurn: a second response must never answer the next request.
 func TestUpstreamSpeaksOutOfTurn(t *testing.T) {
 	ok := "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"

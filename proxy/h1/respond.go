@@ -209,7 +209,7 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 			}
 		}
 		if err != nil {
-			c.abort(err)
+			c.abort(err, chunked || length >= 0)
 			return
 		}
 	}
@@ -268,14 +268,17 @@ func (c *conn) send(p []byte) {
 	c.err = c.write(c.w.fd, p, c.s.o.WriteTimeout)
 }
 
-// abort ends the connection so that the client sees that the response is not complete, even one without framing.
-func (c *conn) abort(err error) {
+// abort ends the connection so that the client sees that the response is not complete. One without framing takes a reset, which makes the
+// kernel forget what was not sent yet; with framing the client gets all there was, as from nginx.
+func (c *conn) abort(err error, framed bool) {
 	if c.w.x.Err == nil {
 		c.w.x.Err = err
 	}
 	c.flush()
 	c.err = err
-	c.resets()
+	if !framed {
+		c.resets()
+	}
 }
 
 // sendContinue tells a waiting client to send its body, unless the answer has begun.
