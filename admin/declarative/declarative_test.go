@@ -32,6 +32,29 @@ func TestReadForms(t *testing.T) {
 	}
 }
 
+// TestBooleansOfOldYAML: what Kong and decK take for booleans is one, unless it is in quotes, as it is when written here.
+func TestBooleansOfOldYAML(t *testing.T) {
+	for text, want := range map[string]any{
+		"a: yes": true, "a: On": true, "a: OFF": false, "a: no": false, "{a: No}": false, "{a: [on]}": []any{true},
+		"a: 'yes'": "yes", `a: "no"`: "no", "a: !!str on": "on", "a: y": "y", "a: |-\n  off": "off", `{"a": "on"}`: "on",
+	} {
+		got, err := Read([]byte(text))
+		if diff := cmp.Diff(schema.Record{"a": want}, got); err != nil || diff != "" {
+			t.Errorf("%q: %v\n%s", text, err, diff)
+		}
+	}
+	for _, word := range []string{"yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"} {
+		text, err := Marshal(schema.Record{"services": []any{schema.Record{"name": word, "tags": []any{word}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Read(text)
+		if diff := cmp.Diff([]any{schema.Record{"name": word, "tags": []any{word}}}, got["services"]); err != nil || diff != "" {
+			t.Errorf("%s: %v\n%s", text, err, diff)
+		}
+	}
+}
+
 func TestReadRefuses(t *testing.T) {
 	bomb := "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
 	for c := 'b'; c < 'k'; c++ {

@@ -204,6 +204,14 @@ func scalar(n *yaml.Node) (any, error) {
 		}
 		return f, nil
 	}
+	if n.Style == 0 { // without quotes these are booleans for Kong and decK, whose parsers are of YAML 1.1
+		switch n.Value {
+		case "yes", "Yes", "YES", "on", "On", "ON":
+			return true, nil
+		case "no", "No", "NO", "off", "Off", "OFF":
+			return false, nil
+		}
+	}
 	return n.Value, nil
 }
 
