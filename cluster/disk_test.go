@@ -123,7 +123,7 @@ func TestFullDisk(t *testing.T) {
 			go leader.write("on the full disk") // it may come through, on the next leader
 			eventually(t, "sits out", func() error {
 				if _, err := leader.membership(); !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), "full") {
-					return fmt.Errorf("its part in the cluster: %v", err)
+					return fmt.Errorf("its part in the cluster: %w", err)
 				}
 				return nil
 			})

@@ -15,6 +15,7 @@ import (
 
 	"concord/fsm/command"
 	"concord/fsm/entity"
+	"concord/fsm/state"
 	"concord/test/harness"
 )
 
@@ -84,7 +85,7 @@ func TestDeadNodesAreRemoved(t *testing.T) {
 
 func TestCertificateIsRenewed(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 3 * time.Second })
+	nodes := startCluster(t, 2, func(o *Options) { o.Tuning.CertificateLife = 8 * time.Second }) // a join takes long on a busy machine
 	first := map[string]string{}
 	for _, n := range nodes {
 		first[n.ID()] = n.port.Credentials().Leaf.SerialNumber.String()
@@ -105,7 +106,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 	for _, n := range nodes {
 		n.close()
 	}
-	time.Sleep(3200 * time.Millisecond)
+	time.Sleep(8200 * time.Millisecond)
 	for _, n := range nodes {
 		n.restart()
 	}
@@ -241,7 +242,13 @@ func TestWildcard(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 2, func(o *Options) { o.Listen, o.GossipListen = "0.0.0.0:0", "0.0.0.0:0" })
 	for _, n := range nodes {
-		row, _ := n.rows.node(n.ID())
+		var row state.Row[entity.ClusterNode]
+		eventually(t, "told its gossip address", func() error {
+			if row, _ = n.rows.node(n.ID()); row.Val.GossipAddress == "" {
+				return errors.New("not yet")
+			}
+			return nil
+		})
 		for _, addr := range []string{n.Address(), row.Val.GossipAddress} {
 			if host, port, err := net.SplitHostPort(addr); err != nil || net.ParseIP(host).IsUnspecified() || port == "0" {
 				t.Errorf("%s advertises %s", n.opt.Name, addr)
