@@ -28,8 +28,8 @@ type RequestBodyError struct{ Err error }
 func (e *RequestBodyError) Error() string { return "h1: request body: " + e.Err.Error() }
 func (e *RequestBodyError) Unwrap() error { return e.Err }
 
-// maxInformational bounds how many 1xx answers come before the final one.
-const maxInformational = 16
+// maxInformational bounds how many 1xx answers come before the final one: half an hour of 102 Processing each twenty seconds.
+const maxInformational = 100
 
 // ClientConn is a connection to an upstream. It carries one exchange at a time: RoundTrip, then the reading of the
 // response body, then Release.

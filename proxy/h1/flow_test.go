@@ -171,6 +171,8 @@ func TestResponses(t *testing.T) {
 			not: []string{"Content-Length"}, end: "\r\n\r\n"},
 		{name: "early hints", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
 			has: []string{"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"}, not: []string{"100 Continue"}, end: "x"},
+		{name: "a long row of 102", answer: strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 90) + "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+			has: []string{"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n"}, end: "x"},
 		{name: "early hints and HTTP/1.0", request: "GET / HTTP/1.0\r\n\r\n", answer: "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
 			not: []string{"103"}, end: "x"},
 		{name: "426", answer: "HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",

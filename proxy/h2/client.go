@@ -47,8 +47,11 @@ type informational struct {
 	header exchange.Header
 }
 
-// maxInformational bounds how many 1xx answers come before the final one.
-const maxInformational = 16
+// How many 1xx answers come before the final one, as in h1, and how many of them wait to be passed on.
+const (
+	maxInformational = 100
+	maxInfosWaiting  = 16
+)
 
 func newClientStream() *clientStream {
 	s := &clientStream{block: make([]byte, 0, 1024)}
@@ -135,7 +138,7 @@ func (c *clientConn) head(id uint32, end bool) error {
 	case !ok || status == http.StatusSwitchingProtocols || status < 200 && end:
 		return malformed("response without a valid status (RFC 9113 §8.3.2)")
 	case status < 200:
-		if s.infoSeen++; s.infoSeen > maxInformational {
+		if s.infoSeen++; s.infoSeen > maxInformational || len(s.infos) >= maxInfosWaiting {
 			return malformed("too many 1xx answers")
 		}
 		if status != http.StatusContinue {
