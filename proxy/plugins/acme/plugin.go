@@ -194,14 +194,20 @@ func fields() []schema.Field {
 			return fmt.Sprintf("%v %s", v, why)
 		}
 	}
+	given := func(v any) string {
+		if text, ok := v.(string); ok && schema.IsVaultReference(text) {
+			return "must be the value itself: references to vaults are resolved in certificates only"
+		}
+		return ""
+	}
 	return []schema.Field{
 		{Name: "account_email", Type: schema.String, Required: true, Pattern: "^[^@ ]+@[^@ ]+$", Description: "Where the ACME server may write to."},
 		{Name: "account_key", Type: schema.Map, Keys: &schema.Field{Type: schema.String}, Elem: &schema.Field{Type: schema.String},
 			Check: func(any) string { return "is not supported: the cluster makes and keeps the key of the account itself" }},
 		{Name: "api_uri", Type: schema.String, Default: letsEncrypt, Check: schema.URL("").Check, Description: "Directory of the ACME server."},
 		{Name: "tos_accepted", Type: schema.Boolean, Default: false, Description: "Whether you agree to the server's terms of service."},
-		{Name: "eab_kid", Type: schema.String, Secret: true, Description: "Key id of an external account (RFC 8555 §7.3.4)."},
-		{Name: "eab_hmac_key", Type: schema.String, Secret: true, Description: "Its MAC key, in base64url."},
+		{Name: "eab_kid", Type: schema.String, Secret: true, Check: given, Description: "Key id of an external account (RFC 8555 §7.3.4)."},
+		{Name: "eab_hmac_key", Type: schema.String, Secret: true, Check: given, Description: "Its MAC key, in base64url."},
 		{Name: "cert_type", Type: schema.String, Default: "rsa", OneOf: []any{"rsa", "ecc"}, Description: "Kind of the certificates' keys."},
 		{Name: "rsa_key_size", Type: schema.Number, Default: 4096.0, OneOf: []any{2048.0, 3072.0, 4096.0}, Description: "Bits of RSA keys."},
 		{Name: "renew_threshold_days", Type: schema.Number, Default: 14.0, Description: "Days before its end at which a certificate is renewed; at the latest in the last third of its life."},

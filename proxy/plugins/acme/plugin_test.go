@@ -89,15 +89,16 @@ func TestNoCertificate(t *testing.T) {
 func TestRefusedSettings(t *testing.T) {
 	good := schema.Record{"account_email": "a@b.example", "tos_accepted": true}
 	for want, change := range map[string]schema.Record{
-		"":                           {},
-		"terms of service must be":   {"tos_accepted": false},
-		"tos_accepted: value must":   {"tos_accepted": false, "api_uri": "https://acme-staging-v02.api.letsencrypt.org"},
-		"redis is not supported":     {"storage": "redis"},
-		"consul is not supported":    {"storage": "consul"},
-		"account_key: is not":        {"account_key": schema.Record{"key_id": "x"}},
-		"unknown field":              {"storage_config": schema.Record{"redis": schema.Record{"host": "h"}}},
-		"cert_type: expected one of": {"cert_type": "dsa"},
-		"account_email":              {"account_email": "x"},
+		"":                                       {},
+		"terms of service must be":               {"tos_accepted": false},
+		"tos_accepted: value must":               {"tos_accepted": false, "api_uri": "https://acme-staging-v02.api.letsencrypt.org"},
+		"redis is not supported":                 {"storage": "redis"},
+		"consul is not supported":                {"storage": "consul"},
+		"account_key: is not":                    {"account_key": schema.Record{"key_id": "x"}},
+		"eab_hmac_key: must be the value itself": {"eab_kid": "k", "eab_hmac_key": "{vault://env/eab}"},
+		"unknown field":                          {"storage_config": schema.Record{"redis": schema.Record{"host": "h"}}},
+		"cert_type: expected one of":             {"cert_type": "dsa"},
+		"account_email":                          {"account_email": "x"},
 	} {
 		config := schema.Record{}
 		for _, r := range []schema.Record{good, change} {
