@@ -77,9 +77,7 @@ func (n *Node) sitOut(err error) {
 		if err := n.room(); err != nil {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), n.opt.Tuning.LeaderWait)
-		m, err := n.resume(ctx)
-		cancel()
+		m, err := n.resume(context.Background()) // it has limits of its own, which begin when the log has been read
 		switch {
 		case err == nil:
 			n.full.Store(nil)
