@@ -20,7 +20,7 @@ type span struct{ from, to int64 }
 
 // collections sends requests at the fixed rate to the node with many consumers and, at the same time, to nginx, and tells those that came
 // while the node collected garbage from the others. The node is started anew with a heap that may grow by little only: it collects
-// every second or so, each time as much as it does otherwise every few minutes.
+// every second or so, each time as much as it does otherwise every few minutes. Which requests a collection meets is chance, so there are thirty or so.
 func (b *bench) collections(rows []*row) error {
 	for _, r := range rows {
 		if r.kind != collected {
@@ -30,13 +30,13 @@ func (b *bench) collections(rows []*row) error {
 		if err := b.host.end(n.pid); err != nil {
 			return err
 		}
-		n.env = []string{"GOGC=3", "GODEBUG=gctrace=1"}
+		n.env = []string{"GOGC=1", "GODEBUG=gctrace=1"}
 		if err := n.start(b.ctx, b.host); err != nil {
 			return err
 		}
 		started := processStart(n.pid)
 		of := func(addr string, requests [][]byte) job {
-			return job{Addr: addr, Requests: requests, Conns: b.conns, Rate: b.rate, Duration: 10 * time.Second, Slow: limit}
+			return job{Addr: addr, Requests: requests, Conns: b.conns, Rate: b.rate, Duration: 30 * time.Second, Slow: limit}
 		}
 		stop := b.change(n, 20)
 		control := make(chan outcome)
