@@ -158,7 +158,7 @@ func (c *ClientConn) roundTripRaw() error {
 func (c *ClientConn) ready(fd uintptr) bool {
 	if c.probe {
 		c.probe = false
-		if _, ok, _ := rawRead(int(fd), c.in.b[:1]); ok {
+		if _, ok, _ := c.look(int(fd), c.in.b[:1]); ok {
 			c.err = ErrStale
 			return true
 		}
@@ -172,7 +172,7 @@ func (c *ClientConn) ready(fd uintptr) bool {
 		return false
 	}
 	for { // until it is certain that nothing is left, not even an end of the stream that came with the bytes
-		n, ok, err := rawRead(int(fd), c.space())
+		n, ok, err := c.look(int(fd), c.space())
 		if !ok {
 			return false
 		}
@@ -191,9 +191,6 @@ func (c *ClientConn) ready(fd uintptr) bool {
 }
 
 func (c *ClientConn) roundTripPlain() error {
-	if c.probe && c.stale() {
-		return ErrStale
-	}
 	c.wrote = true
 	c.x.SentAt = c.x.Now()
 	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
@@ -203,22 +200,12 @@ func (c *ClientConn) roundTripPlain() error {
 }
 
 // stale looks, without waiting, whether something has arrived on a kept connection.
-func (c *ClientConn) stale() bool {
-	nc := c.nc
-	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
-		nc = t.NetConn()
-	}
-	t, ok := nc.(*net.TCPConn)
-	if !ok || !rawIO {
+func (c *ClientConn) stale() (stale bool) {
+	if c.raw == nil {
 		return false
 	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return true
-	}
-	stale := false
-	err = raw.Read(func(fd uintptr) bool {
-		stale = rawPending(int(fd))
+	err := c.raw.Read(func(fd uintptr) bool {
+		_, stale, _ = c.look(int(fd), c.in.b[:1])
 		return true
 	})
 	return stale || err != nil

@@ -7,4 +7,3 @@ const rawIO = false
 
 func rawRead(int, []byte) (int, bool, error) { panic("h1: no raw sockets on this platform") }
 func rawWrite(int, []byte) (int, error)      { panic("h1: no raw sockets on this platform") }
-func rawPending(int) bool                    { return false }

@@ -43,14 +43,3 @@ func rawWrite(fd int, p []byte) (int, error) {
 		}
 	}
 }
-
-// rawPending tells whether a read would return at once: bytes, an end or an error.
-func rawPending(fd int) bool {
-	var b [1]byte
-	for {
-		_, _, err := syscall.Recvfrom(fd, b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if err != syscall.EINTR {
-			return err != syscall.EAGAIN
-		}
-	}
-}

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// TLSSocket is the socket below a *tls.Conn. The server reads TLS from it as it reads plain HTTP: inside one RawConn callback, where a read
+// TLSSocket is the socket below a *tls.Conn. Server and client read TLS from it as they read plain HTTP: inside one RawConn callback, where a read
 // that finds nothing ends instead of waiting, and where it is not even tried when the read before has left nothing. Outside of that, it is
 // like any net.Conn.
 //
@@ -30,7 +30,7 @@ type TLSSocket struct {
 	send func(fd uintptr) bool // sendSome, bound once
 }
 
-// NewTLSSocket makes what tls.Server is to be given. first was read from nc already.
+// NewTLSSocket makes what tls.Server or tls.Client is to be given. first was read from nc already.
 func NewTLSSocket(nc net.Conn, first []byte) *TLSSocket {
 	s := &TLSSocket{Conn: nc, first: first, fd: -1}
 	if t, ok := nc.(*net.TCPConn); ok && rawIO {

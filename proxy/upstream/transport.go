@@ -304,7 +304,7 @@ func (t *Transport) dial(x *exchange.Exchange, network string, ep *endpoint, at 
 		}
 	}
 	if ep.key.tls {
-		tc := tls.Client(nc, ep.config)
+		tc := tls.Client(h1.NewTLSSocket(nc, nil), ep.config)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			_ = nc.Close()
 			return nil, &Error{Kind: connectKind(err), Op: "TLS handshake with", Addr: at, Err: err}

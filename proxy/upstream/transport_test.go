@@ -242,26 +242,39 @@ func TestPoolLimits(t *testing.T) {
 	mustDo(t, tr, request("GET", "127.0.0.1", s.port()), "ok")
 }
 
-// TestStale: the upstream closes kept connections. That is noticed before or after writing, and never seen by the client.
+// TestStale: the upstream closes kept connections. That is noticed before or after writing, and never seen by the client. Where a body streams it
+// must be noticed before: it cannot be sent twice.
 func TestStale(t *testing.T) {
-	for _, method := range []string{"GET", "POST"} {
-		t.Run(method, func(t *testing.T) {
-			s := newServer(t, nil, func(n int32, r *http.Request) string {
-				b, _ := io.ReadAll(r.Body)
-				return strings.Replace(reply(r.Method+string(b)), "\r\n", "\r\nX-Connection: close\r\n", 1) // closes without saying so
+	for _, scheme := range []string{"http", "https"} {
+		for _, method := range []string{"GET", "POST", "streaming PUT"} {
+			t.Run(scheme+" "+method, func(t *testing.T) {
+				var ln net.Listener
+				if scheme == "https" {
+					ln, _ = listenTLS(t, nil)
+				}
+				s := newServer(t, ln, func(n int32, r *http.Request) string {
+					b, _ := io.ReadAll(r.Body)
+					return strings.Replace(reply(r.Method+string(b)), "\r\n", "\r\nX-Connection: close\r\n", 1) // closes without saying so
+				})
+				tr := newTransport(t, Options{})
+				for i := range int32(4) {
+					verb, stream := strings.CutPrefix(method, "streaming ")
+					x := request(verb, "127.0.0.1", s.port())
+					x.Upstream.Scheme = scheme
+					if stream {
+						x.Request.Body, x.Request.Length = &slow{"hi", 0}, 2
+					} else {
+						x.Request.SetBody([]byte("hi"))
+					}
+					mustDo(t, tr, x, verb+"hi")
+					eventually(t, "it is closed", func() bool { return s.ended.Load() == i+1 })
+					time.Sleep(20 * time.Millisecond) // the end arrives
+				}
+				if n := s.reqs.Load(); n != 4 {
+					t.Errorf("%d requests arrived", n)
+				}
 			})
-			tr := newTransport(t, Options{})
-			for i := range int32(4) {
-				x := request(method, "127.0.0.1", s.port())
-				x.Request.SetBody([]byte("hi"))
-				mustDo(t, tr, x, method+"hi")
-				eventually(t, "it is closed", func() bool { return s.ended.Load() == i+1 })
-				time.Sleep(20 * time.Millisecond) // the end arrives
-			}
-			if n := s.reqs.Load(); n != 4 {
-				t.Errorf("%d requests arrived", n)
-			}
-		})
+		}
 	}
 }
 
@@ -572,7 +585,9 @@ func TestSeldomPlace(t *testing.T) {
 	}
 }
 
-func TestTLS(t *testing.T) {
+// listenTLS listens with a certificate for service.example; names is told the server name of each client, if it is not nil.
+func listenTLS(t *testing.T, names chan<- string) (net.Listener, *x509.Certificate) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -582,17 +597,28 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := make(chan string, 10)
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			names <- h.ServerName
+			if names != nil {
+				names <- h.ServerName
+			}
 			return nil, nil
 		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ln, cert
+}
+
+func TestTLS(t *testing.T) {
+	names := make(chan string, 10)
+	ln, cert := listenTLS(t, names)
 	s := newServer(t, ln, okay)
 	tr := newTransport(t, Options{})
 	x := func(host string, c *tls.Config) *exchange.Exchange {
@@ -608,7 +634,6 @@ func TestTLS(t *testing.T) {
 		t.Errorf("%d connections", n)
 	}
 	roots := x509.NewCertPool()
-	cert, _ := x509.ParseCertificate(der)
 	roots.AddCert(cert)
 	strict := &tls.Config{RootCAs: roots}
 	mustDo(t, tr, x("service.example", strict), "ok")
