@@ -27,6 +27,9 @@ const (
 	MaxLines  = 2 << 20 // of YAML, list items on one line included: its parser needs some 500 bytes for each
 )
 
+// ErrEmpty is of a document that says nothing at all.
+var ErrEmpty = errors.New(`the document is empty: it needs at least _format_version: "3.0"`)
+
 // Read parses a document, JSON or YAML, into plain values: nil, bool, float64, string, []any, schema.Record. Of YAML it takes anchors,
 // aliases and merge keys; dates and binary values stay text.
 func Read(text []byte) (schema.Record, error) { return ReadWith(text, func() {}) }
@@ -87,7 +90,7 @@ func readYAML(text []byte, rest func()) (rec schema.Record, err error) {
 	var doc, more yaml.Node
 	switch err := dec.Decode(&doc); {
 	case errors.Is(err, io.EOF):
-		return nil, errors.New(`the document is empty: it needs at least _format_version: "3.0"`)
+		return nil, ErrEmpty
 	case err != nil:
 		return nil, fmt.Errorf("invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
 	}

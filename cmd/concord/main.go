@@ -81,6 +81,13 @@ func (c *cli) root() *cobra.Command {
 	})
 	root.AddCommand(c.runCmd(), c.startCmd(), c.stopCmd(), c.quitCmd(), c.restartCmd(), c.reloadCmd(), c.upgradeCmd(), c.healthCmd(), c.checkCmd(), c.prepareCmd(),
 		c.versionCmd(), c.migrationsCmd(), c.configCmd(), c.vaultCmd(), c.drainCmd())
+	root.SetHelpCommand(&cobra.Command{Use: "help [command]", Short: "Help about any command", RunE: func(_ *cobra.Command, args []string) error {
+		about, rest, err := root.Find(args)
+		if err == nil && len(rest) == 0 {
+			return about.Help()
+		}
+		return fmt.Errorf("%w: no such command: %s (see concord --help)", errUsage, strings.Join(args, " "))
+	}})
 	return root
 }
 

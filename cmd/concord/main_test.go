@@ -51,7 +51,7 @@ func TestScripts(t *testing.T) {
 }
 
 func TestMistakesOnTheCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"foo"}, {"start", "extra"}, {"run", "--nonsense"}, {"--nonsense"}} {
+	for _, args := range [][]string{{"foo"}, {"help", "foo"}, {"help", "config", "foo"}, {"start", "extra"}, {"run", "--nonsense"}, {"--nonsense"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			var out, errs strings.Builder
 			if code := execute(args, &out, &errs); code != 1 || !strings.HasPrefix(errs.String(), "Error: ") {

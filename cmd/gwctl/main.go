@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -102,7 +103,25 @@ func newRoot() *cobra.Command {
 	root.AddCommand(clusterCmd(o), adminTokenCmd(o), auditCmd(o), configCmd(o))
 	root.InitDefaultCompletionCmd()
 	describeCompletion(root)
+	root.InitDefaultHelpCmd()
+	strictHelp(root)
 	return root
+}
+
+// strictHelp makes "help nosuch" an error; cobra prints everything and succeeds.
+func strictHelp(root *cobra.Command) {
+	help, _, err := root.Find([]string{"help"})
+	if err != nil {
+		return
+	}
+	show := help.Run
+	help.Run, help.RunE = nil, func(cmd *cobra.Command, args []string) error {
+		if about, rest, err := root.Find(args); err != nil || len(rest) > 0 && about.HasSubCommands() {
+			return usageError{fmt.Errorf("there is no command %q (see %s --help)", strings.Join(args, " "), root.Name())}
+		}
+		show(cmd, args)
+		return nil
+	}
 }
 
 // given refuses flags that are missing, and those that are empty: a variable of a script that was not set must not widen "--select-tag $TAG" to everything.

@@ -126,6 +126,9 @@ func TestExitCodes(t *testing.T) {
 		{"without a scheme", []string{"--admin", strings.TrimPrefix(node.URL, "http://"), "cluster", "status"}, 0},
 		{"refused", []string{"--admin", node.URL, "cluster", "join", "a:1", "--token", "stale"}, exitFailed},
 		{"wrong flag", []string{"--nonsense"}, exitUsage},
+		{"help on a command", []string{"help", "cluster", "join"}, 0},
+		{"help on what takes arguments", []string{"help", "get", "services"}, 0},
+		{"help on nothing known", []string{"help", "cluster", "nonsense"}, exitUsage},
 		{"a node that never answers", []string{"--admin", silent.URL, "--timeout", "50ms", "cluster", "leave"}, exitUnreachable},
 		{"degraded", []string{"--admin", node.URL, "cluster", "status", "--check"}, exitDegraded},
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
+
+	"concord/admin/declarative"
 )
 
 // waitFlag gives a command that writes the flag --wait.
@@ -224,24 +224,19 @@ func readFields(cmd *cobra.Command, name string) (row, error) {
 	return r, nil
 }
 
-// parseFields reads YAML or JSON, which is YAML too.
-func parseFields(b []byte) (row, error) {
-	var r row
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	if err := dec.Decode(&r); errors.As(err, new(*yaml.TypeError)) {
-		return nil, errors.New("it holds no fields and their values")
-	} else if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+// parseFields reads YAML or JSON as files with a whole configuration are read: "yes" and "off" are booleans, too.
+func parseFields(b []byte) (r row, err error) {
+	fields, err := declarative.Read(b)
+	if errors.Is(err, declarative.ErrEmpty) {
+		return nil, nil
 	}
-	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("it holds more than one document; apply takes a configuration with many entities")
-	}
-	// What JSON cannot say is found here and not when it is sent.
-	text, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
-	r = nil
+	text, err := json.Marshal(fields)
+	if err != nil {
+		return nil, err
+	}
 	err = json.Unmarshal(text, &r)
 	r.plain()
 	return r, err
