@@ -76,6 +76,7 @@ type conn struct {
 	blockID   uint32 // of the header block that goes on in CONTINUATION frames; 0: none
 	blockEnd  bool
 	block     []byte
+	oversize  bool  // the block is above the limit, and keep counts it
 	settled   bool  // the first SETTINGS has come
 	partialBy int64 // when the frame or block must be complete that has begun
 
@@ -136,6 +137,7 @@ func (c *conn) init(nc net.Conn, k *keeper, lim limits, s side) {
 
 // read is the reading goroutine: it returns why the connection is over.
 func (c *conn) read() error {
+	defer c.keep.small(c)
 	for {
 		for {
 			f, n, err := parseFrame(c.buffered())

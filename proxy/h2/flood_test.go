@@ -218,6 +218,48 @@ func TestHeaderBomb(t *testing.T) {
 	}
 }
 
+// TestLargeBlocksAtOnce: header blocks above the limit are read to their end, to be refused, on some connections at a time only. What they held is given
+// back when the block or the connection ends.
+func TestLargeBlocksAtOnce(t *testing.T) {
+	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: echo}})
+	pieces := func(c *rawClient, n int, end bool) {
+		block := c.block(append(getFields, "x", strings.Repeat("~", 16_000))...)
+		c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndStream: true}))
+		for i := range n {
+			c.do(c.fr.WriteContinuation(1, end && i == n-1, c.block("x", strings.Repeat("~", 16_000))))
+		}
+	}
+	var held []*rawClient
+	for range 64 {
+		c := dialRaw(t, addr).hello()
+		pieces(c, 6, false)
+		held = append(held, c)
+	}
+	refused := func(want bool) {
+		t.Helper()
+		for i := 0; ; i++ {
+			c := dialRaw(t, addr).hello()
+			pieces(c, 6, true)
+			a := c.await(1)
+			if got := a.status != "431"; got == want {
+				return
+			}
+			if i > 400 {
+				t.Fatalf("refused: %v, want %v: %+v", !want, want, a)
+			}
+			time.Sleep(5 * time.Millisecond) // the node reads what was sent to it
+		}
+	}
+	refused(true)
+	_ = held[0].nc.Close()
+	held[1].do(held[1].fr.WriteContinuation(1, true, nil))
+	if a := held[1].await(1); a.status != "431" {
+		t.Errorf("%+v", a)
+	}
+	refused(false)
+	refused(false)
+}
+
 // TestTimeouts: nothing is waited for without end. D2 among them.
 func TestTimeouts(t *testing.T) {
 	const short, long = 100 * time.Millisecond, time.Hour

@@ -18,6 +18,8 @@ type keeper struct {
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
+
+	oversize atomic.Int32 // connections amid a header block above the limit
 }
 
 // newKeeper makes a keeper that looks four times within the shortest of the timeouts, but not more often than it can and
@@ -70,6 +72,24 @@ func (k *keeper) remove(c *conn) {
 	k.mu.Lock()
 	delete(k.conns, c)
 	k.mu.Unlock()
+}
+
+// large tells whether there is room for a connection amid a header block above the limit, until small.
+func (k *keeper) large(c *conn) bool {
+	if !c.oversize {
+		c.oversize = k.oversize.Add(1) <= largeAtOnce
+		if !c.oversize {
+			k.oversize.Add(-1)
+		}
+	}
+	return c.oversize
+}
+
+func (k *keeper) small(c *conn) {
+	if c.oversize {
+		c.oversize = false
+		k.oversize.Add(-1)
+	}
 }
 
 func (k *keeper) count() int {

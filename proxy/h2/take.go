@@ -105,6 +105,9 @@ func (c *conn) takeContinuation(f *frame) error {
 		if len(c.block) > largestBlocks*c.lim.head.HeadBytes {
 			return &connError{EnhanceYourCalm, "header block is much too large"}
 		}
+		if large && !c.keep.large(c) {
+			return &connError{EnhanceYourCalm, "header block is too large, as many others are now"}
+		}
 		if err := c.paid(f, large); err != nil {
 			return err
 		}
@@ -113,12 +116,17 @@ func (c *conn) takeContinuation(f *frame) error {
 		return nil
 	}
 	c.blockID = 0
+	c.keep.small(c)
 	return c.decode(f.id)
 }
 
 // largestBlocks is how many times the limit of a head a header block may have: larger than the limit it is decoded, because the compression
 // state is the connection's, and refused; beyond this it ends the connection.
 const largestBlocks = 4
+
+// largeAtOnce is how many connections may have such a block at once, 16 MiB in all as a rule: many clients that stop within one would each hold
+// several times what a request may.
+const largeAtOnce = 64
 
 // largePiece is the charge for a piece of a header block that is too large: some hundred refusals, then a few each second.
 const largePiece = 10
