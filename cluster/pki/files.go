@@ -53,6 +53,9 @@ func Load(dir, clusterID, nodeID string) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if _, err := ParseCertificate(caPEM); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, caFile), err)
+	}
 	signer, err := parseKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, keyFile), err)

@@ -116,6 +116,12 @@ func TestFiles(t *testing.T) {
 	if _, err := Load(dir, cluster, node); err == nil || !strings.Contains(err.Error(), "key") {
 		t.Errorf("certificate of another key: %v", err)
 	}
+	if err := WriteFile(filepath.Join(dir, caFile), []byte("damaged")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir, cluster, node); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, caFile)) {
+		t.Errorf("a damaged CA: %v", err)
+	}
 	again, err := ParseCA(ca.CertificatePEM(), must(ca.KeyPEM()))
 	if err != nil {
 		t.Fatal(err)
