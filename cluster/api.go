@@ -142,7 +142,8 @@ type Status struct {
 	Nodes            []NodeStatus `json:"nodes"`
 }
 
-// NodeStatus is one node of a Status. State is leader, follower, candidate or unreachable.
+// NodeStatus is one node of a Status. State is leader, follower, candidate or unreachable; on a node that sits out,
+// "sitting out: disk full" for itself and unknown for the others.
 type NodeStatus struct {
 	ID           string `json:"id"`
 	Name         string `json:"name"`

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -148,6 +149,54 @@ func TestFullDisk(t *testing.T) {
 			}
 			select {
 			case err := <-leader.fatal:
+				t.Errorf("it ended: %v", err)
+			default:
+			}
+		})
+	}
+}
+
+// TestFullDiskAtStart: a member whose disk is full when it starts serves what it has, and takes part when there is room.
+func TestFullDiskAtStart(t *testing.T) {
+	t.Parallel()
+	for _, members := range []int{1, 3} {
+		t.Run(fmt.Sprint("members ", members), func(t *testing.T) {
+			stores := map[string]*faulty{}
+			nodes := startCluster(t, members, func(o *Options) {
+				f := &faulty{}
+				stores[o.Prefix] = f
+				o.wrapStore = func(b backend) backend { f.backend = b; return f }
+			})
+			n := nodes[0]
+			index := n.mustWrite("before")
+			n.mustHave(index, "before")
+			n.kill()
+			f := stores[n.opt.Prefix]
+			f.full.Store(true)
+			n.restart()
+			n.mustHave(index, "before")
+			eventually(t, "tells what it knows", func() error {
+				s := n.Status(t.Context())
+				if i := slices.IndexFunc(s.Nodes, func(ns NodeStatus) bool { return ns.ID == n.ID() && strings.Contains(ns.State, "disk full") }); i < 0 || len(s.Nodes) != members || s.Healthy {
+					return fmt.Errorf("%+v", s)
+				}
+				return nil
+			})
+			if _, err := n.write("refused"); !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), "full") {
+				t.Errorf("a write on a node that sits out: %v", err)
+			}
+			if members > 1 {
+				index = nodes[1].mustWrite("meanwhile")
+			}
+			f.full.Store(false)
+			eventually(t, "takes part", func() error { _, err := n.membership(); return err })
+			n.mustHave(index, "before")
+			index = n.mustWrite("after")
+			for _, n := range nodes {
+				n.mustHave(index, "before", "after")
+			}
+			select {
+			case err := <-n.fatal:
 				t.Errorf("it ended: %v", err)
 			default:
 			}
@@ -332,7 +381,7 @@ func TestDamagedLog(t *testing.T) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		store, err := openBolt(path)
+		store, _, err := openBolt(path)
 		if err == nil {
 			d, derr := newDisk(path, store, time.Second, func(error) {}, func() uint64 { return 0 })
 			if err = derr; err == nil && (d.last.Load() < index || d.first.Load() != 1) {
@@ -389,7 +438,7 @@ func TestDamagedLog(t *testing.T) {
 	}
 	n.restart()
 	n.mustHave(index, "w0", "w20", "w39")
-	if err := func() error { o := n.opt; o.Machine = n.machine; _, err := openBolt(path); return err }(); err == nil || !strings.Contains(err.Error(), "another concord process") {
+	if err := func() error { o := n.opt; o.Machine = n.machine; _, _, err := openBolt(path); return err }(); err == nil || !strings.Contains(err.Error(), "another concord process") {
 		t.Errorf("the file of a running node: %v", err)
 	}
 }

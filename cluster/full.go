@@ -28,6 +28,8 @@ func (e *fullError) Error() string {
 	return fmt.Sprintf("the disk of this node is full, it takes part in the cluster again when there is room: %v", e.error)
 }
 
+func (e *fullError) Unwrap() error { return e.error }
+
 // Is makes it an ErrClosed: nothing has happened.
 func (e *fullError) Is(target error) bool { return target == ErrClosed }
 
@@ -35,6 +37,9 @@ func full(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(e
 
 // fatal is called by raft's goroutines when the files of the cluster cannot be trusted or written any more.
 func (n *Node) fatal(err error) {
+	if full(err) && n.opening.Load() {
+		return // Open hears of it
+	}
 	if full(err) && n.isMember() {
 		if n.full.CompareAndSwap(nil, &fullError{err}) {
 			go n.sitOut(err)
@@ -66,6 +71,21 @@ func (n *Node) sitOut(err error) {
 	m.disk.silence()
 	n.log.Debug("the part in the cluster has ended", "error", errors.Join(perr, m.stop(true)))
 	n.switching.Unlock()
+	n.awaitRoom()
+}
+
+// sitOutFromStart is for a node that finds its disk full when it starts, and could read what it has.
+func (n *Node) sitOutFromStart(id identity, err *fullError) error {
+	n.who.Store(&id)
+	n.log.Error("the disk is full: this node serves what it has, without the cluster, until there is room", "error", err.error)
+	n.full.Store(err)
+	perr := n.port.Pause()
+	go n.awaitRoom()
+	return perr
+}
+
+// awaitRoom takes the node's part up again when there is room.
+func (n *Node) awaitRoom() {
 	for {
 		time.Sleep(roomEvery)
 		n.mu.RLock()

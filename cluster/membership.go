@@ -72,11 +72,15 @@ func (n *Node) enter(ctx context.Context, id identity) (_ *membership, err error
 		return nil, err
 	}
 	if c := n.port.Credentials(); c == nil || c.Expired(time.Now()) {
-		if err := m.selfIssue(); err != nil {
-			return nil, err
-		}
+		err = m.selfIssue()
 	}
-	if err := m.startRaft(fresh); err != nil {
+	if err == nil {
+		err = m.startRaft(fresh)
+	}
+	if full(err) && id.Phase == member {
+		return nil, &fullError{err} // the machine has what there is to serve
+	}
+	if err != nil {
 		return nil, err
 	}
 	n.setCurrent(m)
@@ -101,7 +105,7 @@ func (m *membership) openStores(ctx context.Context) (fresh bool, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, snapshotsDir), 0o700); err != nil {
 		return false, err
 	}
-	bolt, err := openBolt(path)
+	bolt, noRoom, err := openBolt(path)
 	if err != nil {
 		return false, err
 	}
@@ -118,6 +122,9 @@ func (m *membership) openStores(ctx context.Context) (fresh bool, err error) {
 		return false, fmt.Errorf("%s: %w", dir, err)
 	}
 	m.trans = newTransportLayer(stream{m.port.Raft(), m.port, m.advertise}, logger, min(10*time.Second, 10*m.opt.Tuning.HeartbeatTimeout))
+	if noRoom != nil {
+		m.disk.failed.Store(&noRoom)
+	}
 	rec := recovery{dir: dir, machine: m.machine, log: m.disk, snaps: m.snaps, trans: m.trans, fetch: m.fetchSnapshot}
 	return fresh, rec.run(ctx)
 }

@@ -39,6 +39,7 @@ type Node struct {
 	closed    bool
 	fatalOnce sync.Once
 	full      atomic.Pointer[fullError] // while the node sits out, see sitOut
+	opening   atomic.Bool               // nothing is served yet
 }
 
 // Open starts the node. On an empty prefix it forms a cluster of one; otherwise it goes on with what it finds there. A node alone in
@@ -72,9 +73,23 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if n.advertise, err = advertised(o.Advertise, n.port.Addr()); err != nil {
 		return nil, errors.Join(fmt.Errorf("cluster_advertise: %w", err), n.port.Close())
 	}
+	n.opening.Store(true)
 	m, err := n.enter(ctx, id)
+	n.opening.Store(false)
+	var noRoom *fullError
+	if errors.As(err, &noRoom) {
+		if err = n.sitOutFromStart(id, noRoom); err == nil {
+			return n, nil
+		}
+	}
 	if err == nil {
+		if err := m.disk.failed.Load(); err != nil { // meanwhile
+			n.fatal(*err)
+		}
 		err = n.settle(ctx, m)
+	}
+	if err != nil && n.full.Load() != nil {
+		return n, nil // the disk was full at the first entry
 	}
 	if err == nil {
 		n.comeBack(ctx)
@@ -122,6 +137,8 @@ func (n *Node) settle(ctx context.Context, m *membership) error {
 			return err
 		}
 		select {
+		case <-m.ctx.Done(): // the node sits out
+			return ErrClosed
 		case <-ctx.Done():
 			if alone {
 				return fmt.Errorf("the node did not become the leader of its cluster of one within %s", limit)

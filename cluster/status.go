@@ -11,11 +11,31 @@ import (
 // HandleServed sets what tells with which config index this node serves requests. It is part of the node's status from then on.
 func (n *Node) HandleServed(f func() uint64) { n.onServed.Store(&f) }
 
+// lastKnown is the status on a node without a part in the cluster: its members as of the last change that this node has.
+func (n *Node) lastKnown() Status {
+	s := Status{Nodes: []NodeStatus{}}
+	if n.full.Load() == nil {
+		return s
+	}
+	s.ClusterID = n.ClusterID()
+	for _, row := range n.rows.active() {
+		ns := NodeStatus{ID: row.Val.ID, Name: row.Val.Name, Address: row.Val.Address, Role: row.Val.Role, State: "unknown", Version: row.Val.Version}
+		if ns.ID == n.ID() {
+			ns.Alive, ns.State, ns.AppliedIndex = true, "sitting out: disk full", n.machine.index()
+		}
+		s.Nodes = append(s.Nodes, ns)
+	}
+	slices.SortFunc(s.Nodes, byName)
+	return s
+}
+
+func byName(a, b NodeStatus) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) }
+
 // Status asks every node how it is. A node that does not answer within a second is not alive.
 func (n *Node) Status(ctx context.Context) Status {
 	m, err := n.membership()
 	if err != nil {
-		return Status{Nodes: []NodeStatus{}}
+		return n.lastKnown()
 	}
 	answers := m.askAll(ctx)
 	_, leader := m.leader()
@@ -43,9 +63,7 @@ func (n *Node) Status(ctx context.Context) Status {
 		}
 		s.Nodes = append(s.Nodes, ns)
 	}
-	slices.SortFunc(s.Nodes, func(a, b NodeStatus) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(s.Nodes, byName)
 	s.Healthy = leader != "" && all && voters > 0
 	s.FailureTolerance = max(0, alive-(voters/2+1))
 	return s

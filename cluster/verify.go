@@ -20,22 +20,31 @@ const boltLockWait = time.Second // another process holds the file: say so soon
 
 // openBolt opens the log file. An existing one is verified first: what bbolt would answer with a panic, a fault or the silent use of
 // an older state becomes an error that names the file.
-func openBolt(path string) (*raftboltdb.BoltStore, error) {
+// On a full disk it can only be read: noRoom says why.
+func openBolt(path string) (b *raftboltdb.BoltStore, noRoom, err error) {
 	info, err := os.Stat(path)
+	fresh := errors.Is(err, fs.ErrNotExist)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case fresh:
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	case info.Size() > 0:
 		if err := verifyBolt(path); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	b, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: boltLockWait}})
-	if err != nil {
-		return nil, openError(path, err)
+	b, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: boltLockWait}})
+	switch {
+	case fresh && err != nil:
+		os.Remove(path) // the beginning of a file would be taken for a damaged one
+	case full(err):
+		noRoom = openError(path, err)
+		b, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: boltLockWait, ReadOnly: true}})
 	}
-	return b, nil
+	if err != nil {
+		return nil, nil, openError(path, errors.Join(err, noRoom))
+	}
+	return b, noRoom, nil
 }
 
 func openError(path string, err error) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,11 @@ func (l *pidLock) take() error {
 // release ends the lock, unless it was let go.
 func (l *pidLock) release() {
 	if l.f != nil {
-		_ = l.f.Truncate(0) // while still locked; a reader that comes later sees an unlocked file anyhow
+		// While still locked; a reader that comes later sees an unlocked file anyhow. It is blanked, not cut: the next pid has its place even on a
+		// full disk.
+		if info, err := l.f.Stat(); err == nil {
+			_, _ = l.f.WriteAt(bytes.Repeat([]byte{'\n'}, int(min(info.Size(), 32))), 0)
+		}
 		l.letGo()
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -100,6 +101,19 @@ type node struct {
 // run is "concord run": it holds the prefix, runs a node until a signal ends it, and returns nil after a clean stop. from is the process that this
 // one is to replace, if any.
 func (c *cli) run(s *settings.Settings, from *succession) error {
+	err := c.runNode(s, from)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		var st syscall.Statfs_t
+		free := uint64(0)
+		if syscall.Statfs(s.Prefix, &st) == nil {
+			free = st.Bavail * uint64(st.Bsize)
+		}
+		return fmt.Errorf("the disk of %s is full, %d bytes are free: make room there, or raise the quota, and start the node again: %w", s.Prefix, free, err)
+	}
+	return err
+}
+
+func (c *cli) runNode(s *settings.Settings, from *succession) error {
 	syscall.Umask(0o077) // what the node writes is its own: keys, the log, snapshots
 	shareProcessors()
 	if err := prepare(s); err != nil {
