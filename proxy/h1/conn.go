@@ -461,8 +461,8 @@ func (c *conn) exchangeOn(fd int) bool {
 	if streamed {
 		keep = c.afterBody() && keep
 	}
-	if !keep && (w.r < w.e || streamed && !w.body.complete()) {
-		c.linger = c.err == nil
+	if !keep && c.err == nil {
+		c.linger = w.r < w.e || streamed && !w.body.complete() || c.unread(fd)
 	}
 	if streamed {
 		w.body.release()
@@ -470,6 +470,23 @@ func (c *conn) exchangeOn(fd int) bool {
 	w.fd = -1
 	x.Reset()
 	return keep
+}
+
+// unread tells whether more than was served has arrived, on a connection that ends: closed over it, it would be reset.
+func (c *conn) unread(fd int) (more bool) {
+	look := func(fd uintptr) bool {
+		n, _, _ := c.look(int(fd), c.w.in)
+		more = n > 0
+		return true
+	}
+	switch {
+	case c.raw == nil:
+	case fd >= 0:
+		look(uintptr(fd))
+	default:
+		_ = c.raw.Read(look)
+	}
+	return more
 }
 
 // clientLeft is called by the clock while an exchange runs.

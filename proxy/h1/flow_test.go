@@ -244,6 +244,33 @@ func testPipelining(t *testing.T, set func(*h1.Options, *upstream.Options, *plai
 	}
 }
 
+// TestSentBehindTheLast: what a client sends behind its last request, while that is served, does not reset the connection over the answer.
+func TestSentBehindTheLast(t *testing.T) {
+	arrived, sent := make(chan bool), make(chan bool)
+	rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+		arrived <- true
+		<-sent
+		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		return err == nil
+	})
+	addr, _, _ := start(t, rec.ln.Addr(), nil)
+	for range 20 {
+		c := dial(t, addr)
+		fmt.Fprint(c, getClose)
+		<-arrived
+		fmt.Fprint(c, strings.Repeat("GET /behind HTTP/1.1\r\nHost: a\r\n\r\n", 1000))
+		sent <- true
+		got, err := io.ReadAll(c)
+		if codes, bodies := statuses(t, string(got)); err != nil || fmt.Sprint(codes, bodies) != "[200] [ok]" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		_ = c.Close()
+	}
+	if strings.Contains(rec.bytes(), "behind") {
+		t.Error("a request behind the last was served")
+	}
+}
+
 func TestExpect(t *testing.T) {
 	read := func(t *testing.T, c net.Conn, want string) {
 		t.Helper()
