@@ -461,7 +461,7 @@ func (c *conn) exchangeOn(fd int) bool {
 	if streamed {
 		keep = c.afterBody() && keep
 	}
-	if !keep && c.err == nil {
+	if !keep && c.err == nil && !c.linger { // a tunnel has told
 		c.linger = w.r < w.e || streamed && !w.body.complete() || c.unread(fd)
 	}
 	if streamed {
