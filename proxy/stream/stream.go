@@ -231,7 +231,7 @@ func transient(err error) bool {
 func (s *Server) complain(setting string, limit int) {
 	now := time.Now().Unix()
 	if last := s.lastFull.Load(); last != now && s.lastFull.CompareAndSwap(last, now) {
-		s.o.Log.Error("stream session refused: the limit is reached", "setting", setting, "limit", limit)
+		s.o.Log.Error("the limit of stream sessions is reached", "setting", setting, "limit", limit)
 	}
 }
 

@@ -519,6 +519,73 @@ func TestUDP(t *testing.T) {
 	}
 }
 
+// Clients that nobody answers give way to others, and only they.
+func TestUDPUnanswered(t *testing.T) {
+	t.Parallel() // it mostly waits
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if string(buf[:n]) != "nothing" {
+				_, _ = server.WriteTo(buf[:n], from)
+			}
+		}
+	}()
+	var stats stream.Stats
+	g := start(t, "127.0.0.1:0 udp", func(o *stream.Options) { o.MaxClients, o.Stats = 20, &stats }, service("s", "udp", server.LocalAddr().String()), route("r", "s", "udp", anywhere))
+	client := func() *net.UDPConn {
+		c, err := net.Dial("udp", g.addrs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c.(*net.UDPConn)
+	}
+	known := []*net.UDPConn{client(), client()}
+	for _, c := range known {
+		say(t, c, "hello", patience)
+	}
+	for range 40 { // 18 find a place
+		_, _ = client().Write([]byte("nothing"))
+	}
+	for range 18 {
+		if got := say(t, client(), "new", 100*time.Millisecond); got != "new" {
+			t.Errorf("got %q", got)
+		}
+	}
+	// All places are taken by those who were answered.
+	late := client()
+	_, _ = late.Write([]byte("late"))
+	_ = late.SetReadDeadline(time.Now().Add(1500 * time.Millisecond))
+	if n, err := late.Read(make([]byte, 10)); err == nil {
+		t.Errorf("the last client got %d bytes", n)
+	}
+	for _, c := range known {
+		_, _ = c.Write([]byte("still here"))
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		if n, err := c.Read(make([]byte, 20)); err != nil || n != len("still here") {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+	if _, open := stats.Counters(); open != 20 {
+		t.Errorf("%d sessions", open)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Shutdown(ctx)
+	if _, open := stats.Counters(); open != 0 {
+		t.Errorf("%d sessions at the end", open)
+	}
+}
+
 // say sends a datagram, again after each interval, until there is an answer.
 func say(t *testing.T, c *net.UDPConn, text string, every time.Duration) string {
 	t.Helper()

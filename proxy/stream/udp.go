@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -40,9 +41,10 @@ type udpListener struct {
 	waiting atomic.Int64 // bytes
 	stopped atomic.Bool
 
-	mu       sync.Mutex
-	clients  map[udpKey]*udpClient
-	released bool // the socket is to be closed with the last client
+	mu         sync.Mutex
+	clients    map[udpKey]*udpClient
+	unanswered list.List // of clients; who was silent longest is near the front
+	released   bool      // the socket is to be closed with the last client
 }
 
 type udpKey struct {
@@ -58,6 +60,10 @@ type udpClient struct {
 	to      netip.AddrPort // as the socket has it
 	control []byte         // by which answers leave from the address that the client sent to
 	moment                 // when a datagram came from either side
+
+	// Of the listener's lock.
+	element  *list.Element // in unanswered; nil: the upstream has answered
+	replaced bool          // another client has its place
 
 	received, sent, upstreamSent, upstreamReceived atomic.Int64
 
@@ -183,10 +189,12 @@ func (l *udpListener) add(key udpKey, from, local netip.AddrPort, control []byte
 		return nil // anybody can send datagrams in any name: they shall not fill the log
 	}
 	if s.stats.clients.Add(1) > int64(s.o.MaxClients) {
-		s.stats.clients.Add(-1)
-		s.stats.refusedClients.Add(1)
+		s.stats.clients.Add(-1) // and what makeRoom ends leaves its place to this one
 		s.complain("stream_max_udp_clients", s.o.MaxClients)
-		return nil
+		if !l.makeRoom() {
+			s.stats.refusedClients.Add(1)
+			return nil
+		}
 	}
 	if !s.begin(ss) {
 		s.stats.clients.Add(-1)
@@ -200,8 +208,50 @@ func (l *udpListener) add(key udpKey, from, local netip.AddrPort, control []byte
 	}
 	c.touch()
 	l.clients[key] = c
+	c.element = l.unanswered.PushBack(c)
 	go c.serve()
 	return c
+}
+
+// Bounds of makeRoom, which a flood from invented addresses may call for each datagram: a session lives for a while, so that there are no more
+// new ones in that time than there may be clients, and few are looked at.
+const (
+	leastSilence = time.Second
+	maxLooks     = 8
+)
+
+// makeRoom ends a session that the upstream has not answered, for a client more than there may be. Whoever sends one datagram in each of many
+// names would else keep everybody out until these sessions have been idle for long enough. The caller holds the lock.
+func (l *udpListener) makeRoom() bool {
+	for range min(maxLooks, l.unanswered.Len()) {
+		e := l.unanswered.Front()
+		if c := e.Value.(*udpClient); time.Since(c.last()) >= leastSilence && c.giveUp() {
+			l.answered(c)
+			c.replaced = true
+			return true
+		}
+		l.unanswered.MoveToBack(e)
+	}
+	return false
+}
+
+// giveUp ends a session at once; false: it still looks for its upstream, and would go on to.
+func (c *udpClient) giveUp() bool {
+	c.session.mu.Lock()
+	connected := c.upstream != nil
+	c.session.mu.Unlock()
+	if connected {
+		c.cut()
+	}
+	return connected
+}
+
+// answered is for holders of the lock.
+func (l *udpListener) answered(c *udpClient) {
+	if c.element != nil {
+		l.unanswered.Remove(c.element)
+		c.element = nil
+	}
 }
 
 // take sends a client's datagram on, or keeps it until there is an upstream.
@@ -233,10 +283,13 @@ func (c *udpClient) send(b []byte) {
 // serve is the life of a session.
 func (c *udpClient) serve() {
 	defer c.s.sessions.Done()
-	defer c.s.stats.clients.Add(-1)
 	err := c.proxy()
 	c.l.mu.Lock()
 	delete(c.l.clients, c.key)
+	c.l.answered(c)
+	if !c.replaced {
+		defer c.s.stats.clients.Add(-1)
+	}
 	c.l.closeUnused()
 	c.l.mu.Unlock()
 	c.mu.Lock()
@@ -331,6 +384,9 @@ func (c *udpClient) answers(conn *net.UDPConn, raw syscall.RawConn) error {
 			if !answered {
 				answered = true
 				c.result(nil)
+				c.l.mu.Lock()
+				c.l.answered(c)
+				c.l.mu.Unlock()
 			}
 			if _, _, err := c.l.conn.WriteMsgUDPAddrPort(buf[:n], c.control, c.to); err == nil {
 				c.sent.Add(int64(n))

@@ -188,7 +188,7 @@ func groups() []group {
 			{Name: "stream_max_connections", Default: "16384", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.StreamMaxConns }),
 				Doc: "Connections of clients at once over all listeners of `stream_listen`; one more is closed at once and counted. Those that are open when the limit falls stay. The files that the process may open bound it as well."},
 			{Name: "stream_max_udp_clients", Default: "8192", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.StreamMaxClients }),
-				Doc: "UDP clients that `stream_listen` remembers at once, each with a socket of its own to the upstream; datagrams of one more are dropped and counted."},
+				Doc: "UDP clients that `stream_listen` remembers at once, each with a socket of its own to the upstream; one that was never answered gives way to one more, else its datagrams are dropped and counted."},
 		}},
 	}
 }
