@@ -7,7 +7,7 @@ const (
 	isToken  = 1 << iota // RFC 9110 §5.6.2 tchar
 	isTarget             // what a request target may hold: no control characters, spaces or '#'; pickier rules are the path normaliser's
 	isURI                // the same without what is not ASCII: clients write UTF-8 as it is and nginx takes that, but it is sent escaped
-	isHost               // RFC 3986 reg-name or IPv6 literal, ':' included; '@' is not, so there is no userinfo
+	isHost               // RFC 3986 reg-name, ':' included; '@' is not, so there is no userinfo
 	isDigit
 )
 
@@ -24,7 +24,7 @@ var class = func() (t [256]uint8) {
 				t[c] |= isURI
 			}
 		}
-		if alnum || inSet(b, "-._~!$&'()*+,;=%:[]") {
+		if alnum || inSet(b, "-._~!$&'()*+,;=%:") {
 			t[c] |= isHost
 		}
 		if '0' <= b && b <= '9' {

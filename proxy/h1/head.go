@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bytes"
+	"net/netip"
 	"strings"
 
 	"concord/proxy/exchange"
@@ -268,42 +269,47 @@ func validHost(h string) bool {
 	if h == "" {
 		return false
 	}
+	if h[0] == '[' {
+		return validLiteral(h)
+	}
 	port := -1
-	brackets := h[0] == '['
 	for i := 0; i < len(h); i++ {
 		c := h[i]
 		switch {
 		case class[c]&isHost == 0:
 			return false
 		case c == ':':
-			if brackets {
-				continue
-			}
 			if port >= 0 || i == 0 {
 				return false
 			}
 			port = i + 1
-		case c == ']':
-			if !brackets || i == 1 {
+		case port >= 0:
+			if class[c]&isDigit == 0 {
 				return false
 			}
-			brackets = false
-			if i+1 < len(h) && h[i+1] != ':' {
+		case c == '%': // RFC 3986 §2.1: an upstream that decodes it must not meet half an escape
+			if i+2 >= len(h) || hexDigit(h[i+1]) < 0 || hexDigit(h[i+2]) < 0 {
 				return false
 			}
-		case c == '[':
-			if i != 0 {
-				return false
-			}
-		case brackets:
-			if !(class[c]&isDigit != 0 || c|0x20 >= 'a' && c|0x20 <= 'f' || c == '.') {
-				return false // RFC 3986 IPv6address; zones and IPvFuture are not accepted
-			}
-		case port >= 0 && class[c]&isDigit == 0:
+		}
+	}
+	return port < 0 || len(h)-port <= 5
+}
+
+// validLiteral accepts [IPv6address] and [IPv6address]:port. Zones and IPvFuture (RFC 3986 §3.2.2, RFC 6874) are not accepted: they mean
+// nothing to another machine, or to anybody yet.
+func validLiteral(h string) bool {
+	address, port, ok := strings.Cut(h[1:], "]")
+	if !ok || port != "" && (port[0] != ':' || len(port) > 6) {
+		return false
+	}
+	for i := 1; i < len(port); i++ {
+		if class[port[i]]&isDigit == 0 {
 			return false
 		}
 	}
-	return !brackets && (port < 0 || len(h)-port <= 5)
+	a, err := netip.ParseAddr(address)
+	return err == nil && a.Is6() && a.Zone() == ""
 }
 
 // parseFields reads field lines from b[pos:] up to and including the empty line. It returns where that ends, 0 when it is
