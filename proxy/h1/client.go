@@ -18,7 +18,7 @@ var (
 	ErrStale         = errors.New("h1: the kept connection was closed or spoke out of turn")
 	ErrNoResponse    = errors.New("h1: the upstream closed the connection without an answer")
 	ErrInformational = errors.New("h1: too many 1xx answers")
-	ErrUpgrade       = errors.New("h1: the upstream upgraded to something that was not asked for")
+	ErrUpgrade       = errors.New("h1: the upstream upgraded to what was not asked for, or before it had the request")
 	ErrRequest       = errors.New("h1: a header name or value contains a line break")
 )
 
@@ -379,6 +379,12 @@ func (c *ClientConn) roundTripStreaming() error {
 	late := c.disarmRead(c.x.Upstream.ReadTimeout)
 	bodyErr := s.err
 	s.mu.Unlock()
+	if c.tunnel && err == nil {
+		<-s.done // what the client sends behind the request is of the new protocol, and there is one reader (RFC 9110 §7.8)
+		if bodyErr = s.err; !s.sent {
+			err = ErrUpgrade
+		}
+	}
 	if err == nil && late {
 		err = os.ErrDeadlineExceeded
 	}

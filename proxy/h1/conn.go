@@ -502,8 +502,9 @@ func (c *conn) afterBody() bool {
 		_ = c.nc.SetReadDeadline(time.Time{}) // closed after its end: no reason to part
 	}
 	rest := b.buf[b.r:b.e]
+	b.r = b.e
 	if b.own == nil {
-		w.r = b.r
+		w.r = w.e - len(rest)
 		return true
 	}
 	if len(rest) > len(w.in) {

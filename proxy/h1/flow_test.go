@@ -452,6 +452,99 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
+// TestUpgradeBehindBody: Docker's clients ask for an upgrade with a body. What follows it is of the new protocol, even if the upstream has agreed
+// before it had all of the body.
+func TestUpgradeBehindBody(t *testing.T) {
+	const head = "POST /exec HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+	large := strings.Repeat("0123456789abcdef", 1<<14)
+	for _, tt := range []struct {
+		name, ask, body string
+		cut             int // where the client waits
+		early           bool
+	}{
+		{name: "in one piece", ask: "Content-Length: 2\r\n\r\n{}", body: "{}"},
+		{name: "behind the head", ask: "Content-Length: 2\r\n\r\n{}", body: "{}", cut: 1},
+		{name: "long", ask: fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(large), large), body: large, cut: len(large) / 2},
+		{name: "chunked", ask: "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", body: "{}"},
+		{name: "end of chunks awaited", ask: "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", body: "{}", cut: 2},
+		{name: "101 before the body", ask: fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(large), large), body: large, cut: len(large) / 2, early: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ln := listen(t)
+			go func() {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				br := bufio.NewReader(c)
+				r, err := http.ReadRequest(br)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				agree := func() {
+					fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+				}
+				if tt.early {
+					agree()
+				}
+				if body, err := io.ReadAll(r.Body); err != nil || string(body) != tt.body || r.Header.Get("Upgrade") != "tcp" {
+					t.Errorf("%v, %d bytes, %v", err, len(body), r.Header)
+				}
+				if !tt.early {
+					agree()
+				}
+				_, _ = io.Copy(c, br)
+			}()
+			addr, s, _ := start(t, ln.Addr(), nil)
+			c := dial(t, addr)
+			ask := head + tt.ask
+			fmt.Fprint(c, ask[:len(ask)-tt.cut])
+			if tt.cut > 0 {
+				time.Sleep(20 * time.Millisecond)
+			}
+			fmt.Fprint(c, ask[len(ask)-tt.cut:]+"early ")
+			br := bufio.NewReader(c)
+			if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "tcp" {
+				t.Fatal(resp, err)
+			}
+			fmt.Fprint(c, "late")
+			_ = c.CloseWrite()
+			if got, err := io.ReadAll(br); err != nil || string(got) != "early late" {
+				t.Errorf("%q %v", got, err)
+			}
+			waitFor(t, func() bool { return s.Conns() == 0 })
+		})
+	}
+	t.Run("body cut short", func(t *testing.T) {
+		got := make(chan string, 1)
+		ln := listen(t)
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+			all, _ := io.ReadAll(c)
+			got <- string(all)
+		}()
+		addr, s, _ := start(t, ln.Addr(), nil)
+		c := dial(t, addr)
+		fmt.Fprint(c, head+"Content-Length: 9\r\n\r\nabc")
+		time.Sleep(20 * time.Millisecond)
+		_ = c.CloseWrite()
+		if answer, _ := io.ReadAll(c); strings.Contains(string(answer), " 101 ") {
+			t.Errorf("%q", answer)
+		}
+		if all := <-got; !strings.HasSuffix(all, "\r\n\r\nabc") {
+			t.Errorf("the upstream got %q", all)
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
 // TestInjection: fields set without Header's methods cannot add lines, neither up nor down.
 func TestInjection(t *testing.T) {
 	rec := newRecorder(t, nil)

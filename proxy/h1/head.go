@@ -23,7 +23,8 @@ var (
 	errMethod       = &Fault{400, "RFC 9110 §9.1", "method is not a token"}
 	errTarget       = &Fault{400, "RFC 9112 §3.2", "malformed request target"}
 	errTargetLong   = &Fault{414, "RFC 9110 §15.5.15", "request target is too long"}
-	errVersion      = &Fault{400, "RFC 9112 §2.3", "version is neither HTTP/1.1 nor HTTP/1.0"}
+	errVersion      = &Fault{400, "RFC 9112 §2.3", "malformed HTTP version"}
+	errMajor        = &Fault{505, "RFC 9110 §15.6.6", "not a version of HTTP/1"}
 	errBareLF       = &Fault{400, "RFC 9112 §2.2", "line does not end in CR LF"}
 	errFold         = &Fault{400, "RFC 9112 §5.2", "folded header line"}
 	errFieldName    = &Fault{400, "RFC 9112 §5.1", "header name is not a token followed by a colon"}
@@ -95,6 +96,20 @@ type framing struct {
 
 func (f *framing) persistent() bool { return !f.close && (!f.old || f.keep) }
 
+// version takes HTTP-version, RFC 9112 §2.3. A higher minor version is processed as 1.1 (RFC 9110 §2.5).
+func (f *framing) version(v []byte) error {
+	switch s := str(v); {
+	case s == "HTTP/1.1":
+	case s == "HTTP/1.0":
+		f.old = true
+	case s[:5] != "HTTP/" || s[6] != '.' || class[s[5]]&class[s[7]]&isDigit == 0:
+		return errVersion
+	case s[5] != '1':
+		return errMajor
+	}
+	return nil
+}
+
 // parseRequest reads one request head in place. It returns its length, or 0 when b does not hold all of it yet. Strings
 // in r point into b.
 func parseRequest(b []byte, lim *Limits, r *exchange.Request, f *framing) (int, error) {
@@ -123,12 +138,8 @@ func parseRequest(b []byte, lim *Limits, r *exchange.Request, f *framing) (int, 
 	}
 	target, version := rest[:sp], rest[sp+1:]
 	*f = framing{length: -1, host: -1}
-	switch str(version) {
-	case "HTTP/1.1":
-	case "HTTP/1.0":
-		f.old = true
-	default:
-		return 0, errVersion
+	if err := f.version(version); err != nil {
+		return 0, err
 	}
 	if len(target) > lim.TargetBytes {
 		return 0, errTargetLong
@@ -178,7 +189,7 @@ func parseRequest(b []byte, lim *Limits, r *exchange.Request, f *framing) (int, 
 	r.Expect100 = f.expect && !f.old && r.Length != 0
 	r.TETrailers = f.te
 	r.Upgrade = ""
-	if f.upgrades && !f.old && r.Length == 0 && upgradable(f.upgrade) {
+	if f.upgrades && !f.old && upgradable(f.upgrade) {
 		r.Upgrade = f.upgrade
 	}
 	if f.nominates {
@@ -394,10 +405,11 @@ func (f *framing) note(name, value, raw []byte, index int, request bool) (bool, 
 		}
 	case 7:
 		if fold(name, "upgrade") {
-			if f.upgrade != "" {
-				f.upgrade = "," // several fields: none is accepted
-			} else {
+			switch {
+			case f.upgrade == "":
 				f.upgrade = str(value)
+			case len(f.upgrade) <= maxNominated:
+				f.upgrade += ", " + str(value)
 			}
 			return false, nil
 		}
@@ -512,12 +524,8 @@ func parseResponse(b []byte, lim *Limits, r *exchange.Response, f *framing) (int
 		return 0, errStatusLine
 	}
 	*f = framing{length: -1, host: -1}
-	switch str(line[:8]) {
-	case "HTTP/1.1":
-	case "HTTP/1.0":
-		f.old = true
-	default:
-		return 0, errVersion
+	if err := f.version(line[:8]); err != nil {
+		return 0, err
 	}
 	code, ok := parseLength(line[9:12])
 	if !ok || code < 100 {

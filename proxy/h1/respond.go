@@ -22,6 +22,11 @@ func (c *conn) respond(streamed bool) bool {
 	w, x := c.w, &c.w.x
 	r := &x.Response
 	if r.Status == http.StatusSwitchingProtocols && r.Tunnel != nil {
+		if streamed && !c.afterBody() {
+			c.err = errBodyClosed // nobody has asked for all of it: where the new protocol begins is not known
+			_ = r.Tunnel.Close()
+			return false
+		}
 		c.tunnel()
 		return false
 	}
