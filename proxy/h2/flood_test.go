@@ -1,8 +1,10 @@
 package h2
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -71,6 +73,10 @@ func TestFloods(t *testing.T) {
 		{name: "goaway", flood: func(c *rawClient, i uint32) error { return c.fr.WriteGoAway(0, 0, nil) }},
 		{name: "resets of a closed stream", start: func(c *rawClient) { c.headers(1, true, getFields...) },
 			flood: func(c *rawClient, i uint32) error { return c.fr.WriteRSTStream(1, 0) }},
+		{name: "late resets of a stream that still runs", start: func(c *rawClient) {
+			c.headers(1, true, append(getFields, "x-deaf", "1")...)
+			time.Sleep((young + 100) * time.Millisecond)
+		}, flood: func(c *rawClient, i uint32) error { return c.fr.WriteRSTStream(1, 0) }},
 		{name: "empty data", start: func(c *rawClient) { c.headers(1, false, append(postFields, "x-hang", "1")...) },
 			flood: func(c *rawClient, i uint32) error { return c.fr.WriteData(1, false, nil) }},
 		{name: "padding", start: func(c *rawClient) { c.headers(1, false, append(postFields, "x-hang", "1")...) },
@@ -87,12 +93,16 @@ func TestFloods(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			over := make(chan struct{})
 			h := &handlerFunc{serve: func(x *exchange.Exchange) {
 				if x.Request.Header.Has("x-hang") {
 					gone := make(chan struct{})
 					x.OnGone(func() { close(gone) })
 					<-gone
 					x.OnGone(nil)
+				}
+				if x.Request.Header.Has("x-deaf") {
+					<-over
 				}
 				x.Response.Status = 200
 				if x.Request.Header.Has("x-big") {
@@ -115,6 +125,7 @@ func TestFloods(t *testing.T) {
 				sent <- enough
 			}()
 			a := c.drainAll()
+			close(over)
 			if a != http2.ErrCodeEnhanceYourCalm {
 				t.Errorf("ended with %v", a)
 			}
@@ -128,6 +139,74 @@ func TestFloods(t *testing.T) {
 			if n, _ := h.counts(); n > 3*calmBurst {
 				t.Errorf("%d handlers ran", n)
 			}
+		})
+	}
+}
+
+// TestUpstreamFloods: an upstream is not trusted more than a client.
+func TestUpstreamFloods(t *testing.T) {
+	const enough = 300000
+	begin := func(c *rawClient, id uint32) { c.headers(id, false, ":status", "200") }
+	for _, tt := range []struct {
+		name  string
+		start func(c *rawClient, id uint32)
+		flood func(c *rawClient, id, i uint32) error
+		want  string
+	}{
+		{name: "settings", flood: func(c *rawClient, _, i uint32) error {
+			return c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: i % 100000})
+		}},
+		{name: "settings acknowledgements", flood: func(c *rawClient, _, _ uint32) error { return c.fr.WriteSettingsAck() }},
+		{name: "ping", flood: func(c *rawClient, _, _ uint32) error { return c.fr.WritePing(false, [8]byte{1}) }},
+		{name: "ping acknowledgements", flood: func(c *rawClient, _, _ uint32) error { return c.fr.WritePing(true, pingData) }},
+		{name: "window updates", flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteWindowUpdate(id, 1) }},
+		{name: "unknown frames", flood: func(c *rawClient, _, _ uint32) error { return c.fr.WriteRawFrame(0x42, 0, 0, nil) }},
+		{name: "priority", flood: func(c *rawClient, id, _ uint32) error {
+			return c.fr.WritePriority(id, http2.PriorityParam{StreamDep: 33})
+		}},
+		{name: "goaway", flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteGoAway(id, 0, nil) }},
+		{name: "empty continuation", start: func(c *rawClient, id uint32) {
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block(":status", "200")}))
+		}, flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteContinuation(id, false, nil) }},
+		{name: "large continuation", start: func(c *rawClient, id uint32) {
+			c.do(c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block(":status", "200")}))
+		}, flood: func(c *rawClient, id, _ uint32) error {
+			return c.fr.WriteContinuation(id, false, appendIndexed(nil, staticDate, strings.Repeat("y", 10000)))
+		}, want: "header block is much too large"},
+		{name: "push", flood: func(c *rawClient, id, i uint32) error {
+			return c.fr.WritePushPromise(http2.PushPromiseParam{StreamID: id, PromiseID: 2*i + 2, BlockFragment: c.block(getFields...), EndHeaders: true})
+		}, want: "PUSH_PROMISE was not allowed"},
+		{name: "empty data", start: begin, flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteData(id, false, nil) }},
+		{name: "resets", start: begin, flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteRSTStream(id, http2.ErrCodeCancel) }, want: "CANCEL"},
+		{name: "late resets", start: func(c *rawClient, id uint32) { begin(c, id); time.Sleep((young + 100) * time.Millisecond) },
+			flood: func(c *rawClient, id, _ uint32) error { return c.fr.WriteRSTStream(id, http2.ErrCodeCancel) }, want: "CANCEL"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sent := make(chan int, 1)
+			addr, _ := rawUpstream(t, func(c *rawClient) {
+				id := c.request()
+				go io.Copy(io.Discard, c.nc) // so that the flood alone decides
+				if tt.start != nil {
+					tt.start(c, id)
+				}
+				i := uint32(0)
+				for ; i < enough && tt.flood(c, id, i) == nil; i++ {
+				}
+				sent <- int(i)
+			})
+			c := newClient(t, addr)
+			x := c.exchange(nil)
+			err := c.send(x)
+			if n := <-sent; n == enough {
+				t.Error("all of it was listened to")
+			}
+			if err == nil {
+				_, err = c.finish(x)
+			}
+			if want := cmp.Or(tt.want, "too many frames that serve nothing"); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %s", err, want)
+			}
+			waitFor(t, "something stays behind", func() bool { conns, streams := c.pool.Stats(); return conns+streams == 0 })
 		})
 	}
 }

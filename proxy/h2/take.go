@@ -232,11 +232,12 @@ func (c *conn) takeReset(f *frame) error {
 		}
 		return c.charge(1)
 	}
+	useless := s.err != nil || c.keep.now()-s.born < young
 	if s.err == nil {
 		s.fail(&ResetError{Code(binary.BigEndian.Uint32(f.payload))})
 		c.side.gone(s)
 	}
-	if c.keep.now()-s.born < young {
+	if useless {
 		return c.charge(1)
 	}
 	return nil
