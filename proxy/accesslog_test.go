@@ -82,7 +82,7 @@ func TestAccessLogOfRefusedRequest(t *testing.T) {
 		log = proxy.NewAccessLog(out, false, slog.New(slog.DiscardHandler))
 		o.AccessLog = log
 	})
-	g.do("GET / HTTP/9.9")
+	g.do("GET / HTTP/1.1 x")
 	for end := time.Now().Add(60 * time.Second); out.String() == "" && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	log.Close()
