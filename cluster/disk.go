@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -279,8 +280,12 @@ func (d *disk) deleteRange(lo, hi uint64) error {
 }
 
 // Set stores a term or a vote. raft panics when that fails. On a full disk, which does not end the process, it has to wait instead until
-// nobody can hear it; then it may believe what it likes until it is shut down, which is soon.
+// nobody can hear it; then it may believe what it likes until it is shut down, which is soon. What is there already, as is the term when raft starts,
+// needs no room.
 func (d *disk) Set(key, value []byte) error {
+	if old, err := d.Get(key); err == nil && bytes.Equal(old, value) {
+		return nil
+	}
 	err := d.write(func() error {
 		sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 		return d.inner.Set(key, binary.BigEndian.AppendUint32(append([]byte(nil), value...), sum))

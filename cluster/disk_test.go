@@ -25,10 +25,13 @@ type faulty struct {
 	err  atomic.Pointer[error]
 	hang atomic.Pointer[chan struct{}]
 	full atomic.Bool
+	room atomic.Int64 // how many writes a full one still takes
 }
 
+func (f *faulty) refuses() bool { return f.full.Load() && f.room.Add(-1) < 0 }
+
 func (f *faulty) Set(k, v []byte) error {
-	if f.full.Load() {
+	if f.refuses() {
 		return syscall.ENOSPC
 	}
 	return f.backend.Set(k, v)
@@ -40,7 +43,7 @@ func (f *faulty) StoreLogs(l []*raft.Log) error {
 	if ch := f.hang.Load(); ch != nil {
 		<-*ch
 	}
-	if f.full.Load() {
+	if f.refuses() {
 		return &os.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}
 	}
 	if err := f.err.Swap(nil); err != nil { // once, as after a failed fsync
@@ -88,7 +91,7 @@ func TestFailedWriteIsFatal(t *testing.T) {
 			}
 			f.hang.Store(nil)
 			close(release)
-			if err := m.disk.SetUint64([]byte("CurrentTerm"), 1); err == nil {
+			if err := m.disk.SetUint64([]byte("CurrentTerm"), 99); err == nil {
 				t.Error("something is written after the failure")
 			}
 			leader.kill() // what the default Fatal does
@@ -139,6 +142,18 @@ func TestFullDisk(t *testing.T) {
 			if !alone {
 				writer = others(nodes, leader)[0]
 				index = writer.mustWrite("meanwhile")
+			}
+			for writes := range int64(5) { // there is room for some, and then the disk is full again
+				f.room.Store(writes)
+				eventually(t, "sits out again", func() error {
+					if !alone {
+						index = writer.mustWrite(fmt.Sprintf("one that takes room %d", writes))
+					}
+					if _, err := leader.membership(); f.room.Load() >= 0 || !errors.Is(err, ErrClosed) {
+						return fmt.Errorf("after %d writes: %w", writes, err)
+					}
+					return nil
+				})
 			}
 			f.full.Store(false)
 			eventually(t, "takes part again", func() error { _, err := leader.membership(); return err })

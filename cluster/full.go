@@ -99,11 +99,12 @@ func (n *Node) awaitRoom() {
 		}
 		m, err := n.resume(context.Background()) // it has limits of its own, which begin when the log has been read
 		switch {
-		case err == nil:
+		case err == nil || m != nil && full(err):
 			n.full.Store(nil)
-			n.log.Warn("there is room on the disk again: this node takes part in the cluster")
-			if err := m.disk.failed.Load(); err != nil { // meanwhile
+			if err := m.disk.failed.Load(); err != nil { // meanwhile: from the beginning
 				n.fatal(*err)
+			} else {
+				n.log.Warn("there is room on the disk again: this node takes part in the cluster")
 			}
 			return
 		case full(err):

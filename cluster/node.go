@@ -88,8 +88,8 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		}
 		err = n.settle(ctx, m)
 	}
-	if err != nil && n.full.Load() != nil {
-		return n, nil // the disk was full at the first entry
+	if err != nil && (n.full.Load() != nil || full(err)) {
+		return n, nil // the disk was full at the first entry; fatal sees to it
 	}
 	if err == nil {
 		n.comeBack(ctx)
@@ -135,6 +135,9 @@ func (n *Node) settle(ctx context.Context, m *membership) error {
 		}
 		if err := m.failure(); err != nil {
 			return err
+		}
+		if err := m.disk.failed.Load(); err != nil {
+			return *err
 		}
 		select {
 		case <-m.ctx.Done(): // the node sits out
@@ -289,7 +292,10 @@ func (n *Node) Resume(ctx context.Context) error {
 	if n.full.Load() != nil {
 		return nil
 	}
-	_, err := n.resume(ctx)
+	m, err := n.resume(ctx)
+	if m != nil && full(err) {
+		return nil // fatal sees to it
+	}
 	return err
 }
 
