@@ -307,7 +307,7 @@ func (n *node) start() error {
 	n.cluster.HandleServed(n.compiler.Holder().PublishedIndex)
 	n.upstream = upstream.New(upstream.Options{
 		Resolver: names, DNS: policy, MaxNames: n.s.DNSCacheSize,
-		Guard: upstream.KeepOut(n.ownPorts), MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),
+		Guard: upstream.KeepOut(n.ownPorts), Control: trafficFiles().Control, MaxIdle: orElse(n.s.UpstreamKeepalivePoolSize, -1), MaxRequests: orElse(n.s.UpstreamKeepaliveMaxRequests, math.MaxInt),
 		IdleTimeout: orElse(n.s.UpstreamKeepaliveIdleTimeout, math.MaxInt64), Log: n.log,
 	})
 	if err := n.startProxy(); err != nil {

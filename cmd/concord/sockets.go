@@ -175,9 +175,9 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 		{"status_listen", s.StatusListen, to.status, adminTLS, &out.status},
 	} {
 		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
-		o.Inherited = inherited(g.key)
+		o.Inherited, o.Files = inherited(g.key), controlFiles()
 		if g.to == &out.proxy {
-			o.MaxConns, o.Conns = min(s.MaxConns, clientFiles()), to.conns
+			o.MaxConns, o.Conns, o.Files = min(s.MaxConns, clientFiles()), to.conns, trafficFiles()
 		}
 		if *g.to, err = listen.Open(context.Background(), o); err != nil {
 			out.close()
@@ -186,7 +186,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	}
 	if out.stream, err = stream.Open(context.Background(), stream.Options{
 		Specs: s.StreamListen, TLS: streamTLS, Inherited: inherited("stream_listen"), Log: log,
-		MaxSessions: min(s.StreamMaxConns, clientFiles()), MaxClients: s.StreamMaxClients, Stats: streams,
+		MaxSessions: min(s.StreamMaxConns, clientFiles()), Files: trafficFiles(), MaxClients: s.StreamMaxClients, Stats: streams,
 	}); err != nil {
 		out.close()
 		return nil, cannotOpen("stream_listen", err)
@@ -198,14 +198,20 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	return out, nil
 }
 
-// clientFiles is how many connections of clients the process can have open. A quarter of the files that it may open stays for upstreams, for the
-// other nodes and for its log: clients must not be able to cut the node off from them.
-func clientFiles() int {
+// Of the files that the process may open, connections of clients can take three quarters, and together with those to upstreams seven eighths. Of the
+// last eighth, clients of the Admin API and of the status can take a half; the rest is for the other nodes, health checks, name servers and files. So
+// neither requests to an upstream that does not answer nor idle clients cut the node off from its cluster or from whoever wants to mend it.
+
+func clientFiles() int           { return maxFiles() / 4 * 3 }
+func trafficFiles() listen.Files { return listen.Files(maxFiles() / 8 * 7) }
+func controlFiles() listen.Files { return listen.Files(maxFiles() / 16 * 15) }
+
+func maxFiles() int {
 	var most syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &most) != nil {
 		return math.MaxInt32
 	}
-	return int(max(1, min(most.Cur, math.MaxInt32)/4*3))
+	return int(max(16, min(most.Cur, math.MaxInt32)))
 }
 
 // openQUIC opens the listeners of HTTP/3.

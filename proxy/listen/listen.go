@@ -33,6 +33,7 @@ type Options struct {
 	// MaxConns bounds the connections of the group; one more is closed at once. Default 65,536.
 	MaxConns int
 	Conns    *atomic.Int64 // open connections, of all Groups that it is given to; nil: of this one alone
+	Files    Files         // bounds them, too
 	// FirstByteTimeout is how long it may take a client to say enough to be understood: the header of the PROXY protocol, and what tells TLS,
 	// HTTP/2 and HTTP/1.1 apart. Default 60 s (nginx's client_header_timeout).
 	FirstByteTimeout time.Duration
@@ -144,10 +145,15 @@ func (g *Group) accept(l listener) error {
 			}
 			return err
 		}
+		if !g.o.Files.Take(nc) {
+			_ = nc.Close()
+			g.complain("open files", int(g.o.Files))
+			continue
+		}
 		if g.conns.Add(1) > int64(g.o.MaxConns) {
 			g.conns.Add(-1)
 			_ = nc.Close()
-			g.complain()
+			g.complain("connections", g.o.MaxConns)
 			continue
 		}
 		if t, ok := nc.(*net.TCPConn); ok && l.keepAlive != nil {
@@ -163,10 +169,10 @@ func (g *Group) accept(l listener) error {
 }
 
 // complain logs at most once a second: whoever fills the connections shall not fill the disk.
-func (g *Group) complain() {
+func (g *Group) complain(of string, limit int) {
 	now := time.Now().Unix()
 	if last := g.lastFull.Load(); last != now && g.lastFull.CompareAndSwap(last, now) {
-		g.o.Log.Error("connection refused: the limit is reached", "limit", g.o.MaxConns)
+		g.o.Log.Error("connection refused: the limit is reached", "of", of, "limit", limit)
 	}
 }
 
@@ -344,7 +350,7 @@ func (g *Group) proceed(nc net.Conn) bool {
 func (g *Group) Enter() (serial uint64, ok bool) {
 	if g.conns.Add(1) > int64(g.o.MaxConns) {
 		g.conns.Add(-1)
-		g.complain()
+		g.complain("connections", g.o.MaxConns)
 		return 0, false
 	}
 	return g.serial.Add(1), true

@@ -31,7 +31,8 @@ type Options struct {
 	// MaxSessions bounds the connections (default 16,384, as nginx's worker_connections in Kong), MaxClients the UDP clients that are
 	// remembered at a time (default 8,192). One more is turned away.
 	MaxSessions, MaxClients int
-	Stats                   *Stats // shared by Servers that count together, for limits too; nil: counts of this one alone
+	Files                   listen.Files // bounds the connections, too
+	Stats                   *Stats       // shared by Servers that count together, for limits too; nil: counts of this one alone
 	// HelloTimeout is how long a client may take for a PROXY header and a TLS ClientHello, default 30 s (nginx's preread_timeout),
 	// HandshakeTimeout how long for the TLS handshake, default 15 s.
 	HelloTimeout, HandshakeTimeout time.Duration
@@ -193,9 +194,15 @@ func (s *Server) accept(l tcpListener) error {
 			}
 			return err
 		}
+		if !s.o.Files.Take(nc) {
+			s.stats.refusedSessions.Add(1) // before the client can know
+			_ = nc.Close()
+			s.complain("ulimit -n", int(s.o.Files))
+			continue
+		}
 		if s.stats.sessions.Add(1) > int64(s.o.MaxSessions) {
 			s.stats.sessions.Add(-1)
-			s.stats.refusedSessions.Add(1) // before the client can know
+			s.stats.refusedSessions.Add(1)
 			_ = nc.Close()
 			s.complain("stream_max_connections", s.o.MaxSessions)
 			continue

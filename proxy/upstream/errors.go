@@ -24,7 +24,7 @@ const (
 	Timeout                  // connecting, writing or reading took too long: 504
 	Closed                   // the connection broke before an answer: 502
 	Invalid                  // the answer is not HTTP/1.1 as it should be: 502
-	Refused                  // the guard forbids the address: 503
+	Refused                  // the guard forbids the address, or the node has no more files: 503
 	Request                  // the client's body was broken or too slow: 400 or 408
 	Canceled                 // the request could not be written: 500
 )
@@ -72,6 +72,9 @@ func isTimeout(err error) bool {
 	var ne net.Error
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }
+
+// noFiles tells that it is the node that lacks something: there is nothing wrong with the upstream.
+func noFiles(err error) bool { return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) }
 
 func connectKind(err error) Kind {
 	if isTimeout(err) {

@@ -137,9 +137,19 @@ func (e *endpoint) close() {
 	}
 }
 
-// sweep closes connections that were not used for the idle timeout and forgets endpoints without any.
-func (t *Transport) sweep() {
-	limit := t.o.Clock.Millis() - t.o.IdleTimeout.Milliseconds()
+// shed closes all kept connections of HTTP/1.1, to have room for one that is needed. It does so ten times a second at most, lest requests that fail in
+// great number cost the others what is kept for them; false: just done.
+func (t *Transport) shed() bool {
+	now := t.o.Clock.Millis()
+	if last := t.shedAt.Load(); now < last+100 || !t.shedAt.CompareAndSwap(last, now) {
+		return false
+	}
+	t.sweep(now)
+	return true
+}
+
+// sweep closes connections that were not used since the limit and forgets endpoints without any.
+func (t *Transport) sweep(limit int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for key, e := range t.endpoints {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"concord/proxy/dns"
@@ -31,11 +32,14 @@ type Options struct {
 	DNS         dns.Policy    // how names are resolved
 	MaxNames    int           // how many are remembered, 10,000
 	// Guard is asked before every dial. An error refuses the address: the node's own admin and cluster ports, say.
-	Guard  func(netip.AddrPort) error
-	TLS    *tls.Config // base of the client configuration; nil: no verification, as Kong without tls_verify
-	Limits h1.Limits   // of response heads
-	Clock  *h1.Clock   // nil: an own one
-	Log    *slog.Logger
+	Guard func(netip.AddrPort) error
+	// Control is net.Dialer's. With EMFILE it says that there is no more room for connections: those that are kept unused are closed then, and
+	// if there is still none, that is a failure of the node and not of the upstream.
+	Control func(network, address string, c syscall.RawConn) error
+	TLS     *tls.Config // base of the client configuration; nil: no verification, as Kong without tls_verify
+	Limits  h1.Limits   // of response heads
+	Clock   *h1.Clock   // nil: an own one
+	Log     *slog.Logger
 }
 
 // Transport is an upstream client. It is safe for many goroutines.
@@ -49,6 +53,8 @@ type Transport struct {
 
 	mu        sync.RWMutex
 	endpoints map[endpointKey]*endpoint
+
+	shedAt atomic.Int64 // clock milliseconds
 
 	turn atomic.Uint32 // which of several addresses of a name the next stream session comes to
 }
@@ -113,7 +119,7 @@ func (t *Transport) run() {
 		case <-t.stop:
 			return
 		case <-tick.C:
-			t.sweep()
+			t.sweep(t.o.Clock.Millis() - t.o.IdleTimeout.Milliseconds())
 		}
 	}
 }
@@ -292,8 +298,14 @@ func (t *Transport) dial(x *exchange.Exchange, network string, ep *endpoint, at 
 		ctx, cancel = context.WithTimeout(ctx, u.ConnectTimeout)
 		defer cancel()
 	}
-	d := net.Dialer{KeepAlive: 60 * time.Second}
+	d := net.Dialer{KeepAlive: 60 * time.Second, Control: t.o.Control}
 	nc, err := d.DialContext(ctx, network, at.String())
+	if noFiles(err) && t.shed() {
+		nc, err = d.DialContext(ctx, network, at.String())
+	}
+	if noFiles(err) {
+		return nil, &Error{Kind: Refused, Op: "connect to", Addr: at, Err: err}
+	}
 	if err != nil {
 		return nil, &Error{Kind: connectKind(err), Op: "connect to", Addr: at, Err: err}
 	}

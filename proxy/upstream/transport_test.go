@@ -18,11 +18,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"concord/proxy/dns"
 	"concord/proxy/exchange"
+	"concord/proxy/h1"
 	"concord/test/harness"
 )
 
@@ -244,6 +246,32 @@ func TestPoolLimits(t *testing.T) {
 
 // TestStale: the upstream closes kept connections. That is noticed before or after writing, and never seen by the client. Where a body streams it
 // must be noticed before: it cannot be sent twice.
+// TestNoFiles: when the node has no file for one more connection, those that nobody uses are closed for it; without such it is 503, and no failure of the upstream.
+func TestNoFiles(t *testing.T) {
+	var lacks atomic.Int32 // so many dials find none
+	clock := h1.NewClock()
+	defer clock.Stop()
+	tr := newTransport(t, Options{Clock: clock, Control: func(string, string, syscall.RawConn) error {
+		if lacks.Add(-1) >= 0 {
+			return syscall.EMFILE
+		}
+		return nil
+	}})
+	first, second := newServer(t, nil, okay), newServer(t, nil, okay)
+	mustDo(t, tr, request("GET", "127.0.0.1", first.port()), "ok")
+	start := clock.Millis()
+	eventually(t, "the clock runs", func() bool { return clock.Millis() > start+200 })
+	lacks.Store(1)
+	mustDo(t, tr, request("GET", "127.0.0.1", second.port()), "ok")
+	eventually(t, "the kept connection is closed", func() bool { return first.ended.Load() == 1 })
+	lacks.Store(100)
+	x := request("GET", "127.0.0.1", first.port())
+	x.Upstream.Retries = 5
+	if _, err := do(tr, x); kind(err) != Refused || err.(*Error).Status() != 503 || x.Tries != 1 {
+		t.Errorf("%d tries: %v", x.Tries, err)
+	}
+}
+
 func TestStale(t *testing.T) {
 	for _, scheme := range []string{"http", "https"} {
 		for _, method := range []string{"GET", "POST", "streaming PUT"} {

@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,6 +94,75 @@ func TestLimits(t *testing.T) {
 	}
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if a, err := harness.Do("GET", "http://"+n.Proxy+"/x", "", ""); err == nil && a.Status == 200 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(a.Status, err)
+		}
+	}
+}
+
+// TestClientsLeaveFiles: requests to an upstream that does not answer take the files of the process, but not the last ones: the Admin API answers and
+// writes. What the node lacks is 503 and says nothing of the target's health, and it serves again when the clients have gone.
+func TestClientsLeaveFiles(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			<-release
+		}
+	}))
+	t.Cleanup(up.Close)
+	answer := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(answer)
+	n := harness.NewNode(t, "solo")
+	n.Files = 256
+	n.Start()
+	expect(t, "upstream", n.JSON("POST", "/upstreams", `{"name":"app.up","healthchecks":{"passive":{"unhealthy":{"tcp_failures":1,"timeouts":1}}}}`), 201)
+	expect(t, "target", n.Form("POST", "/upstreams/app.up/targets", "target", strings.TrimPrefix(up.URL, "http://")), 201)
+	expect(t, "service", n.Form("POST", "/services", "name", "s", "url", "http://app.up", "read_timeout", "600000"), 201)
+	last := expect(t, "route", n.Form("POST", "/services/s/routes", "paths[]", "/"), 201)
+	n.Get("/", "X-Min-Config-Index", last.Index())
+
+	var refused, closed atomic.Int32
+	var clients sync.WaitGroup
+	var conns []net.Conn
+	for range 300 {
+		c, err := net.Dial("tcp", n.Proxy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+		clients.Go(func() {
+			fmt.Fprint(c, "GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+			b := make([]byte, 4096)
+			switch k, err := c.Read(b); {
+			case strings.HasPrefix(string(b[:k]), "HTTP/1.1 503 "):
+				refused.Add(1)
+			case err != nil && !errors.Is(err, net.ErrClosed):
+				closed.Add(1)
+			}
+		})
+	}
+	for deadline := time.Now().Add(60 * time.Second); refused.Load()+closed.Load() < 100; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("of 300 clients %d were refused and %d closed", refused.Load(), closed.Load())
+		}
+	}
+	for i := range 10 {
+		last = expect(t, "a service meanwhile", n.Form("POST", "/services", "name", fmt.Sprint("s", i), "url", up.URL), 201)
+	}
+	a := expect(t, "health", n.JSON("GET", "/upstreams/app.up/health", "", "X-Min-Config-Index", last.Index()), 200)
+	if !strings.Contains(a.Body, `"HEALTHY"`) || strings.Contains(a.Body, `"UNHEALTHY"`) {
+		t.Errorf("health: %s", a.Body)
+	}
+	answer()
+	for _, c := range conns {
+		c.Close()
+	}
+	clients.Wait()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if a, err := harness.Do("GET", "http://"+n.Proxy+"/", "", ""); err == nil && a.Status == 200 {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatal(a.Status, err)

@@ -156,6 +156,7 @@ type Node struct {
 	Name, Prefix, LogFile                                   string
 	Admin, Proxy, ProxyTLS, Status, ClusterAddr, GossipAddr string
 	Env                                                     []string
+	Files                                                   int // that it may open; 0: as many as the test
 	t                                                       testing.TB
 	cmd                                                     *exec.Cmd
 	exited                                                  chan struct{}
@@ -219,6 +220,9 @@ func (n *Node) StartProcess() error {
 	}
 	defer log.Close()
 	cmd := exec.Command(Bin(n.t, "concord"), "run")
+	if n.Files > 0 {
+		cmd = exec.Command("sh", "-c", `ulimit -n "$0" && exec "$@"`, strconv.Itoa(n.Files), Bin(n.t, "concord"), "run")
+	}
 	cmd.Env, cmd.Stdout, cmd.Stderr = n.Environ(), log, log
 	if err := cmd.Start(); err != nil {
 		return err

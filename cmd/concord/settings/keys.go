@@ -182,7 +182,7 @@ func groups() []group {
 			{Name: "nginx_http_keepalive_requests", Also: "nginx_proxy_keepalive_requests", Default: "10000", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.KeepaliveRequests }),
 				Doc: "Requests after which a connection is closed."},
 			{Name: "nginx_events_worker_connections", Default: "65536", Form: "number, or auto", set: connections,
-				Doc: "Connections of clients at once, over all proxy listeners; one more is closed at once. `auto` is the default. Never more than three quarters of the files that the process may open (`ulimit -n`); the rest stays for upstreams and other nodes."},
+				Doc: "Connections of clients at once, over all proxy listeners; one more is closed at once. `auto` is the default. Never more than three quarters of the files that the process may open (`ulimit -n`), with connections to upstreams seven eighths; the rest stays for the Admin API and other nodes."},
 			{Name: "max_requests_in_flight", Default: "0", Form: "number", Live: true, set: integer(0, math.MaxInt32, func(s *Settings) *int { return &s.MaxInFlight }),
 				Doc: "Requests that may run at once; one more is answered 503 and counted. 0 for no limit. A WebSocket counts as long as it is open."},
 			{Name: "stream_max_connections", Default: "16384", Form: "number", Live: true, set: integer(1, math.MaxInt32, func(s *Settings) *int { return &s.StreamMaxConns }),
