@@ -103,7 +103,7 @@ func (n *node) traffic() rest.Counters {
 }
 
 // serveHTTP answers the Admin API's or the status listener's connections.
-func (n *node) serveHTTP(conns net.Listener, h http.Handler) *http.Server {
+func (n *node) serveHTTP(conns *handOver, h http.Handler) *http.Server {
 	versions := new(http.Protocols) // gRPC needs HTTP/2, without TLS too
 	versions.SetHTTP1(true)
 	versions.SetHTTP2(true)
@@ -116,13 +116,14 @@ func (n *node) serveHTTP(conns net.Listener, h http.Handler) *http.Server {
 		}),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug), // what clients do wrong
-		ConnState: func(_ net.Conn, s http.ConnState) {
+		ConnState: func(nc net.Conn, s http.ConnState) {
 			switch s {
 			case http.StateNew:
 				n.httpConns.Add(1)
 				n.httpAccepted.Add(1)
 			case http.StateClosed, http.StateHijacked:
 				n.httpConns.Add(-1)
+				conns.ended(nc)
 			}
 		},
 	}

@@ -175,7 +175,7 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 		{"status_listen", s.StatusListen, to.status, adminTLS, &out.status},
 	} {
 		o := listen.Options{Specs: g.specs, Server: g.server, TLS: g.tls, Log: log, FirstByteTimeout: s.ClientHeaderTimeout}
-		o.Inherited, o.Files = inherited(g.key), controlFiles()
+		o.Inherited, o.MaxConns, o.Files = inherited(g.key), controlConns(), controlFiles()
 		if g.to == &out.proxy {
 			o.MaxConns, o.Conns, o.Files = min(s.MaxConns, clientFiles()), to.conns, trafficFiles()
 		}
@@ -198,13 +198,14 @@ func openSockets(s *settings.Settings, present quicListeners, to servers, certif
 	return out, nil
 }
 
-// Of the files that the process may open, connections of clients can take three quarters, and together with those to upstreams seven eighths. Of the
-// last eighth, clients of the Admin API and of the status can take a half; the rest is for the other nodes, health checks, name servers and files. So
-// neither requests to an upstream that does not answer nor idle clients cut the node off from its cluster or from whoever wants to mend it.
+// Of the files that the process may open, connections of clients can take three quarters, and together with those to upstreams seven eighths. Clients
+// of the Admin API can take a sixteenth, those of the status as many, and none the last sixteenth, which is for the other nodes, health checks, name
+// servers and files. So nobody's idle clients, nor requests to an upstream that does not answer, stop what others do.
 
 func clientFiles() int           { return maxFiles() / 4 * 3 }
 func trafficFiles() listen.Files { return listen.Files(maxFiles() / 8 * 7) }
 func controlFiles() listen.Files { return listen.Files(maxFiles() / 16 * 15) }
+func controlConns() int          { return min(maxFiles()/16, 65536) }
 
 func maxFiles() int {
 	var most syscall.Rlimit
@@ -308,6 +309,7 @@ func readPair(cert string, key settings.Secret) (tls.Certificate, error) {
 // handOver gives the connections of a listen.Group to a net/http server, as its listener.
 type handOver struct {
 	conns  chan net.Conn
+	open   sync.Map // of net.Conn to func(), which the group waits for
 	closed chan struct{}
 	once   sync.Once
 }
@@ -318,14 +320,22 @@ func newHandOver() *handOver {
 
 // ServeConn hands a connection over.
 func (h *handOver) ServeConn(nc net.Conn, info *h1.ConnInfo) {
-	defer info.End() // as far as the group is concerned
 	if len(info.Initial) > 0 {
 		nc = &peeked{nc, strings.NewReader(string(info.Initial))}
 	}
+	h.open.Store(nc, info.End)
 	select {
 	case h.conns <- nc:
 	case <-h.closed:
 		nc.Close()
+		h.ended(nc)
+	}
+}
+
+// ended tells the group that a connection is over.
+func (h *handOver) ended(nc net.Conn) {
+	if end, ok := h.open.LoadAndDelete(nc); ok {
+		end.(func())()
 	}
 }
 

@@ -161,6 +161,16 @@ func TestClientsLeaveFiles(t *testing.T) {
 		c.Close()
 	}
 	clients.Wait()
+	for _, addr := range []string{n.Admin, n.Status} { // whose clients leave the proxy its files
+		for range 300 {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_, _ = c.Write([]byte("G"))
+		}
+	}
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if a, err := harness.Do("GET", "http://"+n.Proxy+"/", "", ""); err == nil && a.Status == 200 {
 			break
