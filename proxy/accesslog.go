@@ -196,6 +196,8 @@ func (l *AccessLog) appendCombined(b []byte, x *exchange.Exchange, secret []stri
 // bodySent is nginx's $body_bytes_sent as far as it is known: of a streamed body, head and framing are counted too.
 func bodySent(x *exchange.Exchange) int64 {
 	switch p := &x.Response; {
+	case p.Tunnel != nil:
+		return x.BytesSent
 	case x.Request.Method == "HEAD" || p.Body == nil:
 		return 0
 	case p.Length >= 0 && p.Length <= x.BytesSent:

@@ -63,7 +63,8 @@ type Response struct {
 
 // Tunnel is the upstream side of an upgraded connection.
 type Tunnel interface {
-	Read(p []byte) (int, error)
+	// Next returns the next bytes, valid until the following call, possibly together with an error, as a read does.
+	Next() ([]byte, error)
 	Write(p []byte) (int, error)
 	CloseWrite() error
 	Close() error

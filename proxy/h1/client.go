@@ -1,6 +1,7 @@
 package h1
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -55,8 +56,10 @@ type ClientConn struct {
 	body    bodyReader
 	tunnel  bool
 	broken  bool
-	sending *sender
-	gone    atomic.Bool // the client of the exchange has left
+
+	arriving *reader // of a tunnel; nil: nothing was read yet
+	sending  *sender
+	gone     atomic.Bool // the client of the exchange has left
 }
 
 // NewClientConn takes over nc.
@@ -266,6 +269,9 @@ func (c *ClientConn) head() (done bool, err error) {
 			return false, nil
 		}
 		n, err := parseResponse(in, &c.lim, r, &c.f)
+		if err == nil && n > 0 && r.Status == http.StatusSwitchingProtocols { // as the head of the request
+			n, err = parseResponse(bytes.Clone(in[:n]), &c.lim, r, &c.f)
+		}
 		if err != nil {
 			return false, err
 		}
@@ -337,15 +343,27 @@ func (c *ClientConn) Release() bool {
 	}
 	if c.in != nil {
 		smallPool.Put(c.in)
-		out := c.out
-		if cap(out.b) > 4*smallBuffer {
-			out = &buffer{make([]byte, smallBuffer)}
-		}
-		out.b = out.b[:cap(out.b)]
-		smallPool.Put(out)
 	}
-	c.in, c.out, c.big, c.x = nil, nil, nil, nil
+	c.putOut()
+	if c.arriving != nil {
+		c.arriving.drop()
+	}
+	c.in, c.big, c.x, c.arriving = nil, nil, nil, nil
 	return reusable
+}
+
+// putOut gives the buffer of the request back.
+func (c *ClientConn) putOut() {
+	out := c.out
+	if out == nil {
+		return
+	}
+	if cap(out.b) > 4*smallBuffer {
+		out = &buffer{make([]byte, smallBuffer)}
+	}
+	out.b = out.b[:cap(out.b)]
+	smallPool.Put(out)
+	c.out = nil
 }
 
 // sender sends a request body from a goroutine of its own, so that an answer that comes before the end of the body is

@@ -55,8 +55,10 @@ type work struct {
 	answered   bool
 }
 
-func newWork() *work {
-	w := &work{in: make([]byte, smallBuffer), out: make([]byte, 0, smallBuffer)}
+func newWork() *work { return workOf(make([]byte, smallBuffer), make([]byte, 0, smallBuffer)) }
+
+func workOf(in, out []byte) *work {
+	w := &work{in: in, out: out}
 	w.inform = w.sendInformational
 	return w
 }
@@ -72,6 +74,9 @@ func (c *conn) putBack() {
 	if w := c.w; w != nil {
 		c.w, w.c = nil, nil
 		w.r, w.e, w.scanned, w.blank, w.ready = 0, 0, 0, false, false
+		if len(w.in) < smallBuffer {
+			return // a tunnel has let go of it
+		}
 		if len(w.in) > smallBuffer {
 			w.in = make([]byte, smallBuffer)
 		}
@@ -353,6 +358,9 @@ func (c *conn) advance(fd int) verdict {
 			return more
 		}
 		n, err := parseRequest(in, &c.s.o.Limits, &w.x.Request, &w.f)
+		if err == nil && n > 0 && w.x.Request.Upgrade != "" { // for as long as a tunnel may last, the head lies in memory of its own size
+			n, err = parseRequest(bytes.Clone(in[:n]), &c.s.o.Limits, &w.x.Request, &w.f)
+		}
 		if err == nil && n > 0 && w.x.Request.Path != "*" {
 			w.x.Request.Path, err = w.x.NormalizePath(w.x.Request.Path)
 			switch err {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -449,6 +450,73 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%q %v", got, err)
 		}
 		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
+// TestWaitingTunnels: a tunnel that waits holds no buffers, and when it is over the request and the answer are told as they were, whatever has gone through it.
+func TestWaitingTunnels(t *testing.T) {
+	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+		const tunnels = 300
+		rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+			fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Answer: %s\r\n\r\n", r.URL.Path)
+			_, _ = io.Copy(c, c)
+			return false
+		})
+		var mu sync.Mutex
+		told := map[string]int{}
+		hidden := false
+		addr, s, _ := start(t, rec.ln.Addr(), func(ho *h1.Options, uo *upstream.Options, p *plain) {
+			set(ho, uo, p)
+			hidden = p.hide
+			p.done = func(x *exchange.Exchange) {
+				mu.Lock()
+				defer mu.Unlock()
+				told[fmt.Sprint(x.Request.Method, " ", x.Request.Target, " ", x.Request.Path, " ", x.Request.Host, " ", x.Request.Header.Get("User-Agent"), " ", x.Response.Header.Get("X-Answer"))]++
+			}
+		})
+		heap := func() int64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.GC() // pools forget at the second one
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		before := heap()
+		var conns []*bufio.ReadWriter
+		var ends []*net.TCPConn
+		say := func(rw *bufio.ReadWriter, what string) {
+			t.Helper()
+			fmt.Fprint(rw, what)
+			_ = rw.Flush()
+			got := make([]byte, len(what))
+			if _, err := io.ReadFull(rw, got); err != nil || string(got) != what {
+				t.Fatalf("%.20q, %v", got, err)
+			}
+		}
+		for range tunnels {
+			c := dial(t, addr)
+			rw := bufio.NewReadWriter(bufio.NewReaderSize(c, 1024), bufio.NewWriterSize(c, 1024))
+			fmt.Fprint(rw, "GET /a%20b?c HTTP/1.1\r\nHost: a\r\nUser-Agent: me\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+			_ = rw.Flush()
+			if resp, err := http.ReadResponse(rw.Reader, nil); err != nil || resp.StatusCode != 101 {
+				t.Fatal(resp, err)
+			}
+			say(rw, strings.Repeat("0123456789abcdef", 1<<9))
+			conns, ends = append(conns, rw), append(ends, c)
+		}
+		if each := (heap() - before) / tunnels; each > 48<<10 && !hidden { // with both ends of it, which are the test's
+			t.Errorf("a tunnel that waits holds %d bytes", each)
+		}
+		for i, rw := range conns {
+			say(rw, "still there")
+			_ = ends[i].Close()
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+		mu.Lock()
+		defer mu.Unlock()
+		if want := "GET /a%20b?c /a b a me /a b"; len(told) != 1 || told[want] != tunnels {
+			t.Errorf("%v, want %d times %q", told, tunnels, want)
+		}
 	})
 }
 

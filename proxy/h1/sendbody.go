@@ -72,14 +72,23 @@ func (w *chunkWriter) end(r *exchange.Request) error {
 // clientTunnel is the upstream side of an upgraded connection.
 type clientTunnel ClientConn
 
-func (t *clientTunnel) Read(p []byte) (int, error) {
+// Next begins with what came with the head of the answer, and lets go of the buffers for heads then.
+func (t *clientTunnel) Next() ([]byte, error) {
 	c := (*ClientConn)(t)
 	if c.r < c.e {
-		n := copy(p, c.buf()[c.r:c.e])
-		c.r += n
-		return n, nil
+		p := c.buf()[c.r:c.e]
+		c.r = c.e
+		return p, nil
 	}
-	return c.readAgain(p, c.x.Upstream.ReadTimeout)
+	if c.arriving == nil {
+		c.arriving = newReader(&c.wire, &largePool)
+		c.putOut()
+		if c.in != nil {
+			smallPool.Put(c.in)
+		}
+		c.in, c.big = nil, nil
+	}
+	return c.arriving.next(c.x.Upstream.ReadTimeout)
 }
 
 func (t *clientTunnel) Write(p []byte) (int, error) {

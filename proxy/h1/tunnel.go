@@ -3,10 +3,12 @@ package h1
 import (
 	"io"
 	"sync/atomic"
-	"time"
 
 	"concord/proxy/exchange"
 )
+
+// lastLooks is how much of what still arrives behind a tunnel is read at once.
+const lastLooks = 1 << 10
 
 // tunnel answers 101 and copies both ways until both sides have ended, one fails, or nothing has moved in either
 // direction for the upstream's read timeout. It only runs after the upstream has agreed to the upgrade.
@@ -37,27 +39,33 @@ func (c *conn) tunnel() {
 	if idle <= 0 {
 		idle = c.s.o.IdleTimeout
 	}
+	// Such connections are many, and mostly wait: they have no buffers. Heads lie elsewhere, see advance and ClientConn.head.
+	rest := w.in[w.r:w.e]
+	if len(rest) == 0 && x.Request.Body == nil && len(w.in) == smallBuffer {
+		c.s.works.Put(workOf(w.in, w.out))
+	}
+	w.in, w.out, w.r, w.e = nil, nil, 0, 0
+	defer func() { w.in = make([]byte, lastLooks) }()
 	t := traffic{idleEnds: func() bool { return c.s.draining.Load() }}
 	done := make(chan struct{})
 	var down int64
 	go func() {
 		defer close(done)
-		buf := largePool.Get().(*buffer)
-		defer largePool.Put(buf)
 		var err error
-		down, err = t.pump(buf.b, up.Read, func(p []byte) error { return c.write(-1, p, c.s.o.WriteTimeout) })
+		down, err = t.pump(up.Next, func(p []byte) error { return c.write(-1, p, c.s.o.WriteTimeout) })
 		c.linger = !isTimeout(err) // the client may still be sending, and has not read the end yet
 		t.over.Store(true)
 		_ = c.nc.SetReadDeadline(longAgo)
 	}()
 	var err error
-	if w.r < w.e {
-		err = writeTunnel(up, w.in[w.r:w.e])
-		w.r = w.e
+	if len(rest) > 0 {
+		err = writeTunnel(up, rest)
+		rest = nil
 	}
 	if err == nil {
-		read := func(p []byte) (int, error) { return c.readAgain(p, idle) }
-		_, err = t.pump(w.in, read, func(p []byte) error { return writeTunnel(up, p) })
+		arriving := newReader(&c.wire, &smallPool)
+		_, err = t.pump(func() ([]byte, error) { return arriving.next(idle) }, func(p []byte) error { return writeTunnel(up, p) })
+		arriving.drop()
 	}
 	if err != io.EOF || up.CloseWrite() != nil {
 		_ = up.Close()
@@ -74,14 +82,14 @@ type traffic struct {
 }
 
 // pump copies one direction. A read that timed out is repeated while the other direction moves.
-func (t *traffic) pump(buf []byte, read func([]byte) (int, error), write func([]byte) error) (n int64, err error) {
+func (t *traffic) pump(next func() ([]byte, error), write func([]byte) error) (n int64, err error) {
 	for {
 		before := t.moved.Load()
-		k, err := read(buf)
-		if k > 0 {
+		p, err := next()
+		if len(p) > 0 {
 			t.moved.Add(1)
-			n += int64(k)
-			if err := write(buf[:k]); err != nil {
+			n += int64(len(p))
+			if err := write(p); err != nil {
 				return n, err
 			}
 		}
@@ -97,13 +105,4 @@ func (t *traffic) pump(buf []byte, read func([]byte) (int, error), write func([]
 func writeTunnel(up exchange.Tunnel, p []byte) error {
 	_, err := up.Write(p)
 	return err
-}
-
-// readAgain is read with the deadline of an earlier interruption removed first.
-func (w *wire) readAgain(p []byte, d time.Duration) (int, error) {
-	n, err := w.read(p, d)
-	if err != nil && isTimeout(err) {
-		_ = w.nc.SetReadDeadline(time.Time{})
-	}
-	return n, err
 }

@@ -88,6 +88,67 @@ func (w *wire) write(fd int, p []byte, d time.Duration) error {
 	return nil
 }
 
+// reader reads what may be long in coming. It has a buffer only from when there is something in it until the next read.
+type reader struct {
+	w    *wire
+	pool *sync.Pool
+	buf  *buffer
+	n    int
+	err  error
+	try  func(fd uintptr) bool // look, bound once
+}
+
+func newReader(w *wire, pool *sync.Pool) *reader {
+	r := &reader{w: w, pool: pool}
+	r.try = r.look
+	return r
+}
+
+// next is wire.read, with the deadline of an earlier interruption removed first. What it returns is valid until the following call or drop.
+func (r *reader) next(d time.Duration) ([]byte, error) {
+	r.drop()
+	w := r.w
+	var err error
+	if w.raw == nil {
+		r.buf = r.pool.Get().(*buffer)
+		r.n, err = w.read(r.buf.b, d)
+	} else {
+		w.armRead(d)
+		if err = w.raw.Read(r.try); err == nil {
+			err = r.err
+		}
+		if d > 0 && w.disarmRead(d) && err == nil {
+			err = os.ErrDeadlineExceeded
+		}
+	}
+	if err != nil && isTimeout(err) {
+		_ = w.nc.SetReadDeadline(time.Time{})
+	}
+	if r.buf == nil {
+		return nil, err
+	}
+	return r.buf.b[:r.n], err
+}
+
+func (r *reader) look(fd uintptr) bool {
+	r.buf = r.pool.Get().(*buffer)
+	n, ok, err := r.w.look(int(fd), r.buf.b)
+	if !ok {
+		r.drop()
+		return false
+	}
+	r.n, r.err = n, err
+	return true
+}
+
+func (r *reader) drop() {
+	if r.buf != nil {
+		r.pool.Put(r.buf)
+		r.buf = nil
+	}
+	r.n, r.err = 0, nil
+}
+
 // resets lets the connection end in a way that is not taken for the end of what was to be sent.
 func (w *wire) resets() {
 	nc := w.nc

@@ -66,14 +66,12 @@ func (s *serverStream) tunnel() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		buf := chunkPool.Get().(*chunk)
-		defer chunkPool.Put(buf)
 		for {
 			before := moved.Load()
-			n, err := up.Read(buf.b[:])
-			if n > 0 {
+			p, err := up.Next()
+			if len(p) > 0 {
 				moved.Add(1)
-				if !s.put(nil, buf.b[:n], false, true) {
+				if !s.put(nil, p, false, true) {
 					break
 				}
 			}

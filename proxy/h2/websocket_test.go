@@ -114,9 +114,11 @@ type timedTunnel struct {
 	limit time.Duration
 }
 
-func (t *timedTunnel) Read(p []byte) (int, error) {
+func (t *timedTunnel) Next() ([]byte, error) {
 	_ = t.SetReadDeadline(time.Now().Add(t.limit))
-	return t.TCPConn.Read(p)
+	p := make([]byte, 1000)
+	n, err := t.TCPConn.Read(p)
+	return p[:n], err
 }
 
 func TestAccepts(t *testing.T) {
