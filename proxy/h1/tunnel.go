@@ -60,7 +60,6 @@ func (c *conn) tunnel() {
 	var err error
 	if len(rest) > 0 {
 		err = writeTunnel(up, rest)
-		rest = nil
 	}
 	if err == nil {
 		arriving := newReader(&c.wire, &smallPool)
