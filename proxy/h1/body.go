@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,7 +41,8 @@ type bodyReader struct {
 	w       *wire
 	buf     []byte // buf[r:e] is unread
 	r, e    int
-	own     *buffer // taken when more has to be read than came with the head
+	own     *buffer // taken when more has come than with the head
+	next    reader  // of own
 	mode    uint8
 	state   uint8
 	padded  bool  // spaces behind the size of a chunk do not matter: of responses, as some servers fill up a field of fixed width
@@ -131,11 +133,7 @@ func (b *bodyReader) skipBuffered() {
 // release returns the extra buffer.
 func (b *bodyReader) release() {
 	if b.own != nil {
-		if len(b.own.b) < largeBuffer {
-			smallPool.Put(b.own)
-		} else {
-			largePool.Put(b.own)
-		}
+		putBuffer(b.own)
 		b.own = nil
 	}
 	b.buf, b.w, b.before, b.trailer = nil, nil, nil, nil
@@ -345,6 +343,14 @@ func (b *bodyReader) more() error {
 	return nil
 }
 
+// pool is where the extra buffer comes from: of slow clients that send little there may be many.
+func (b *bodyReader) pool() *sync.Pool {
+	if b.mode == bodyLength && b.left <= smallBuffer {
+		return &smallPool
+	}
+	return &largePool
+}
+
 // fill reads into the body's own buffer, which keeps the head's bytes where they are.
 func (b *bodyReader) fill() error {
 	if b.w == nil {
@@ -357,27 +363,16 @@ func (b *bodyReader) fill() error {
 			return err
 		}
 	}
-	if b.own == nil {
-		if b.mode == bodyLength && b.left <= smallBuffer {
-			b.own = smallPool.Get().(*buffer) // of which slow clients may have many
-		} else {
-			b.own = largePool.Get().(*buffer)
-		}
-		n := copy(b.own.b, b.buf[b.r:b.e])
-		b.buf, b.r, b.e = b.own.b, 0, n
-	} else if b.r > 0 {
-		n := copy(b.buf, b.buf[b.r:b.e])
-		b.r, b.e = 0, n
-	}
-	room := b.buf[b.e:]
-	if b.mode == bodyLength && int64(len(room)) > b.left-int64(b.e-b.r) {
-		room = room[:b.left-int64(b.e-b.r)] // leave the next message in the socket
-	}
 	if b.closed.Load() {
 		return errBodyClosed
 	}
-	n, err := b.w.read(room, b.timeout)
-	b.e += n
+	var n int
+	var err error
+	if b.r == b.e {
+		n, err = b.await()
+	} else {
+		n, err = b.add()
+	}
 	if n > 0 {
 		return nil
 	}
@@ -388,4 +383,35 @@ func (b *bodyReader) fill() error {
 		return errBodyTime
 	}
 	return err
+}
+
+// await reads when nothing is left of what was read before. That may last, and a buffer is not needed before something has come.
+func (b *bodyReader) await() (int, error) {
+	b.next.buf, b.own = b.own, nil
+	limit := largeBuffer
+	if b.mode == bodyLength {
+		limit = int(min(b.left, largeBuffer)) // leave the next message in the socket
+	}
+	b.next.prepare(b.w, b.pool(), limit)
+	n, err := b.next.read(b.timeout)
+	b.buf, b.r, b.e = nil, 0, 0
+	if b.own, b.next.buf = b.next.buf, nil; b.own != nil {
+		b.buf, b.e = b.own.b, n
+	}
+	return n, err
+}
+
+// add reads behind the beginning of something.
+func (b *bodyReader) add() (int, error) {
+	if b.own == nil {
+		b.own = b.pool().Get().(*buffer)
+		n := copy(b.own.b, b.buf[b.r:b.e])
+		b.buf, b.r, b.e = b.own.b, 0, n
+	} else if b.r > 0 {
+		n := copy(b.buf, b.buf[b.r:b.e])
+		b.r, b.e = 0, n
+	}
+	n, err := b.w.read(b.buf[b.e:], b.timeout)
+	b.e += n
+	return n, err
 }

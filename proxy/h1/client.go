@@ -57,7 +57,7 @@ type ClientConn struct {
 	tunnel  bool
 	broken  bool
 
-	arriving *reader // of a tunnel; nil: nothing was read yet
+	arriving reader // of a tunnel
 	sending  *sender
 	gone     atomic.Bool // the client of the exchange has left
 }
@@ -131,6 +131,7 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 		}
 		return err
 	}
+	c.putOut()
 	x.Proxied = true
 	return nil
 }
@@ -345,10 +346,8 @@ func (c *ClientConn) Release() bool {
 		smallPool.Put(c.in)
 	}
 	c.putOut()
-	if c.arriving != nil {
-		c.arriving.drop()
-	}
-	c.in, c.big, c.x, c.arriving = nil, nil, nil, nil
+	c.arriving.drop()
+	c.in, c.big, c.x = nil, nil, nil
 	return reusable
 }
 

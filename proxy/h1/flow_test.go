@@ -453,6 +453,46 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // pools forget at the second one
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestWaitingAnswers: an answer that waits for its next piece, as Server-Sent Events do, has no buffer for long bodies, and none that sent the request.
+func TestWaitingAnswers(t *testing.T) {
+	const streams = 300
+	rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
+		_, _ = io.Copy(io.Discard, c)
+		return false
+	})
+	addr, s, _ := start(t, rec.ln.Addr(), nil)
+	before := heap()
+	var conns []net.Conn
+	for range streams {
+		c := dial(t, addr)
+		fmt.Fprint(c, get("/events"))
+		var got []byte
+		for b := make([]byte, 1024); !bytes.Contains(got, []byte("data: 1\n\n")); {
+			n, err := c.Read(b)
+			if got = append(got, b[:n]...); err != nil {
+				t.Fatalf("%q, %v", got, err)
+			}
+		}
+		conns = append(conns, c)
+	}
+	if each := (heap() - before) / streams; each > 80<<10 { // with both ends of it, which are the test's
+		t.Errorf("an answer that waits holds %d bytes", each)
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	waitFor(t, func() bool { return s.Conns() == 0 })
+}
+
 // TestWaitingTunnels: a tunnel that waits holds no buffers, and when it is over the request and the answer are told as they were, whatever has gone through it.
 func TestWaitingTunnels(t *testing.T) {
 	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
@@ -474,13 +514,6 @@ func TestWaitingTunnels(t *testing.T) {
 				told[fmt.Sprint(x.Request.Method, " ", x.Request.Target, " ", x.Request.Path, " ", x.Request.Host, " ", x.Request.Header.Get("User-Agent"), " ", x.Response.Header.Get("X-Answer"))]++
 			}
 		})
-		heap := func() int64 {
-			var m runtime.MemStats
-			runtime.GC()
-			runtime.GC() // pools forget at the second one
-			runtime.ReadMemStats(&m)
-			return int64(m.HeapAlloc)
-		}
 		before := heap()
 		var conns []*bufio.ReadWriter
 		var ends []*net.TCPConn

@@ -80,15 +80,12 @@ func (t *clientTunnel) Next() ([]byte, error) {
 		c.r = c.e
 		return p, nil
 	}
-	if c.arriving == nil {
-		c.arriving = newReader(&c.wire, &largePool)
-		c.putOut()
-		if c.in != nil {
-			smallPool.Put(c.in)
-		}
+	if c.in != nil {
+		smallPool.Put(c.in)
 		c.in, c.big = nil, nil
+		c.arriving.prepare(&c.wire, &largePool, largeBuffer)
 	}
-	return c.arriving.next(c.x.Upstream.ReadTimeout)
+	return c.arriving.again(c.x.Upstream.ReadTimeout)
 }
 
 func (t *clientTunnel) Write(p []byte) (int, error) {

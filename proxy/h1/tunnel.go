@@ -62,8 +62,9 @@ func (c *conn) tunnel() {
 		err = writeTunnel(up, rest)
 	}
 	if err == nil {
-		arriving := newReader(&c.wire, &smallPool)
-		_, err = t.pump(func() ([]byte, error) { return arriving.next(idle) }, func(p []byte) error { return writeTunnel(up, p) })
+		var arriving reader
+		arriving.prepare(&c.wire, &smallPool, smallBuffer)
+		_, err = t.pump(func() ([]byte, error) { return arriving.again(idle) }, func(p []byte) error { return writeTunnel(up, p) })
 		arriving.drop()
 	}
 	if err != io.EOF || up.CloseWrite() != nil {

@@ -23,6 +23,15 @@ var (
 	largePool = sync.Pool{New: func() any { return &buffer{make([]byte, largeBuffer)} }}
 )
 
+// putBuffer gives a buffer back to the pool that it is from.
+func putBuffer(b *buffer) {
+	if len(b.b) < largeBuffer {
+		smallPool.Put(b)
+	} else {
+		largePool.Put(b)
+	}
+}
+
 // wire is a connection with its deadlines and, where the platform has it, access to the socket itself.
 type wire struct {
 	alarm
@@ -88,51 +97,54 @@ func (w *wire) write(fd int, p []byte, d time.Duration) error {
 	return nil
 }
 
-// reader reads what may be long in coming. It has a buffer only from when there is something in it until the next read.
+// reader reads what may be long in coming. While it waits it has no buffer.
 type reader struct {
-	w    *wire
-	pool *sync.Pool
-	buf  *buffer
-	n    int
-	err  error
-	try  func(fd uintptr) bool // look, bound once
+	w     *wire
+	pool  *sync.Pool
+	limit int // of what is read at once
+	buf   *buffer
+	n     int
+	err   error
+	try   func(fd uintptr) bool // look, bound once
 }
 
-func newReader(w *wire, pool *sync.Pool) *reader {
-	r := &reader{w: w, pool: pool}
-	r.try = r.look
-	return r
+// prepare makes the next read one of at most so many bytes.
+func (r *reader) prepare(w *wire, pool *sync.Pool, limit int) {
+	r.w, r.pool, r.limit = w, pool, limit
+	if r.try == nil {
+		r.try = r.look
+	}
 }
 
-// next is wire.read, with the deadline of an earlier interruption removed first. What it returns is valid until the following call or drop.
-func (r *reader) next(d time.Duration) ([]byte, error) {
-	r.drop()
+// read is wire.read into buf, which is nil when it had to wait and nothing has come.
+func (r *reader) read(d time.Duration) (n int, err error) {
 	w := r.w
-	var err error
+	r.n, r.err = 0, nil
 	if w.raw == nil {
-		r.buf = r.pool.Get().(*buffer)
-		r.n, err = w.read(r.buf.b, d)
-	} else {
-		w.armRead(d)
-		if err = w.raw.Read(r.try); err == nil {
-			err = r.err
-		}
-		if d > 0 && w.disarmRead(d) && err == nil {
-			err = os.ErrDeadlineExceeded
-		}
+		r.take()
+		return w.read(r.room(), d)
 	}
-	if err != nil && isTimeout(err) {
-		_ = w.nc.SetReadDeadline(time.Time{})
+	w.armRead(d)
+	if err = w.raw.Read(r.try); err == nil {
+		err = r.err
 	}
-	if r.buf == nil {
-		return nil, err
+	if d > 0 && w.disarmRead(d) && err == nil {
+		err = os.ErrDeadlineExceeded
 	}
-	return r.buf.b[:r.n], err
+	return r.n, err
 }
+
+func (r *reader) take() {
+	if r.buf == nil {
+		r.buf = r.pool.Get().(*buffer)
+	}
+}
+
+func (r *reader) room() []byte { return r.buf.b[:min(len(r.buf.b), r.limit)] }
 
 func (r *reader) look(fd uintptr) bool {
-	r.buf = r.pool.Get().(*buffer)
-	n, ok, err := r.w.look(int(fd), r.buf.b)
+	r.take()
+	n, ok, err := r.w.look(int(fd), r.room())
 	if !ok {
 		r.drop()
 		return false
@@ -143,10 +155,21 @@ func (r *reader) look(fd uintptr) bool {
 
 func (r *reader) drop() {
 	if r.buf != nil {
-		r.pool.Put(r.buf)
+		putBuffer(r.buf)
 		r.buf = nil
 	}
-	r.n, r.err = 0, nil
+}
+
+// again reads with the deadline of an earlier interruption removed first. What it returns is valid until the following call or drop.
+func (r *reader) again(d time.Duration) ([]byte, error) {
+	n, err := r.read(d)
+	if err != nil && isTimeout(err) {
+		_ = r.w.nc.SetReadDeadline(time.Time{})
+	}
+	if r.buf == nil {
+		return nil, err
+	}
+	return r.buf.b[:n], err
 }
 
 // resets lets the connection end in a way that is not taken for the end of what was to be sent.
