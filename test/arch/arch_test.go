@@ -242,6 +242,20 @@ func TestPackages(t *testing.T) {
 	}
 }
 
+// TestTopLevel: what lies at the top is what the design names, and what a build leaves there.
+func TestTopLevel(t *testing.T) {
+	known := strings.Fields("admin cluster cmd deploy docs fsm proto proxy ratelimit test CONTRIBUTING.md LICENSE Makefile README.md go.mod go.sum bin dist concord gwctl")
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !slices.Contains(known, e.Name()) {
+			t.Errorf("%s does not belong at the top: find its folder, or remove it", e.Name())
+		}
+	}
+}
+
 // TestMachineHasNoClock: the fsm packages call nothing that differs from node to node or from run to run.
 func TestMachineHasNoClock(t *testing.T) {
 	forbidden := map[string]string{"time.Now": "time comes in with the command", "time.Since": "time comes in with the command", "time.After": "the machine never waits",
