@@ -44,14 +44,15 @@ type ClientConn struct {
 	// One exchange.
 	x       *exchange.Exchange
 	f       framing
-	in, out *buffer
-	big     []byte // a response head larger than in
+	in, out *buffer // while something lies in them
+	big     []byte  // a response head larger than in
 	r, e    int
 	scanned int
 	infos   int
-	probe   bool // the connection was kept: nothing may have arrived meanwhile
-	wrote   bool // at least one byte of the request was handed to the kernel
-	got     bool // at least one byte of an answer was received
+	probe   bool    // the connection was kept: nothing may have arrived meanwhile
+	one     [1]byte // what is looked for then
+	wrote   bool    // at least one byte of the request was handed to the kernel
+	got     bool    // at least one byte of an answer was received
 	err     error
 	body    bodyReader
 	tunnel  bool
@@ -87,7 +88,6 @@ func (c *ClientConn) Got() bool { return c.got }
 // connection. A failed connection is only good for Close after Release.
 func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	c.x = x
-	c.in = smallPool.Get().(*buffer)
 	c.out = smallPool.Get().(*buffer)
 	c.big, c.r, c.e, c.scanned, c.infos = nil, 0, 0, 0, 0
 	c.probe, c.wrote, c.got, c.err, c.tunnel, c.broken = c.uses > 0, false, false, nil, false, false
@@ -131,7 +131,6 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 		}
 		return err
 	}
-	c.putOut()
 	x.Proxied = true
 	return nil
 }
@@ -162,7 +161,7 @@ func (c *ClientConn) roundTripRaw() error {
 func (c *ClientConn) ready(fd uintptr) bool {
 	if c.probe {
 		c.probe = false
-		if _, ok, _ := c.look(int(fd), c.in.b[:1]); ok {
+		if _, ok, _ := c.look(int(fd), c.one[:]); ok {
 			c.err = ErrStale
 			return true
 		}
@@ -173,11 +172,15 @@ func (c *ClientConn) ready(fd uintptr) bool {
 		if c.err = c.write(int(fd), c.out.b, c.x.Upstream.WriteTimeout); c.err != nil {
 			return true
 		}
+		c.putOut()
 		return false
 	}
 	for { // until it is certain that nothing is left, not even an end of the stream that came with the bytes
 		n, ok, err := c.look(int(fd), c.space())
 		if !ok {
+			if c.e == 0 {
+				c.putIn()
+			}
 			return false
 		}
 		if err != nil {
@@ -200,6 +203,7 @@ func (c *ClientConn) roundTripPlain() error {
 	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
 		return err
 	}
+	c.putOut()
 	return c.readHead(c.x.Upstream.ReadTimeout)
 }
 
@@ -209,7 +213,7 @@ func (c *ClientConn) stale() (stale bool) {
 		return false
 	}
 	err := c.raw.Read(func(fd uintptr) bool {
-		_, stale, _ = c.look(int(fd), c.in.b[:1])
+		_, stale, _ = c.look(int(fd), c.one[:])
 		return true
 	})
 	return stale || err != nil
@@ -245,6 +249,9 @@ func (c *ClientConn) buf() []byte {
 
 // space is where the next bytes of the head go.
 func (c *ClientConn) space() []byte {
+	if c.in == nil {
+		c.in = smallPool.Get().(*buffer)
+	}
 	b := c.buf()
 	if c.e == len(b) {
 		bigger := make([]byte, 2*len(b))
@@ -342,27 +349,27 @@ func (c *ClientConn) Release() bool {
 		reusable = reusable && c.body.complete() && c.body.r == c.body.e && !c.body.closed.Load()
 		c.body.release()
 	}
+	c.putIn()
+	c.putOut()
+	c.arriving.drop()
+	c.x = nil
+	return reusable
+}
+
+// putIn gives the buffers of the answer's head back.
+func (c *ClientConn) putIn() {
 	if c.in != nil {
 		smallPool.Put(c.in)
 	}
-	c.putOut()
-	c.arriving.drop()
-	c.in, c.big, c.x = nil, nil, nil
-	return reusable
+	c.in, c.big = nil, nil
 }
 
 // putOut gives the buffer of the request back.
 func (c *ClientConn) putOut() {
-	out := c.out
-	if out == nil {
-		return
+	if c.out != nil {
+		putGrown(c.out, c.out.b)
+		c.out = nil
 	}
-	if cap(out.b) > 4*smallBuffer {
-		out = &buffer{make([]byte, smallBuffer)}
-	}
-	out.b = out.b[:cap(out.b)]
-	smallPool.Put(out)
-	c.out = nil
 }
 
 // sender sends a request body from a goroutine of its own, so that an answer that comes before the end of the body is
@@ -389,6 +396,7 @@ func (c *ClientConn) roundTripStreaming() error {
 		close(s.done)
 		return err
 	}
+	c.putOut()
 	go c.send(s)
 	err := c.readHead(0)
 	s.mu.Lock()

@@ -46,8 +46,9 @@ type work struct {
 	blank   bool // an empty line before the request line was skipped
 	ready   bool // a request is parsed and waits to be served
 	body    bodyReader
-	out     []byte
-	fd      int // of the running RawConn callback, or -1
+	out     []byte  // what waits to be sent
+	lent    *buffer // that it lies in; nil: nothing waits
+	fd      int     // of the running RawConn callback, or -1
 
 	inform func(int, *exchange.Header) error // sendInformational, bound once
 	// With Expect: 100-continue the request body may be read by another goroutine than the one that writes the answer.
@@ -55,10 +56,10 @@ type work struct {
 	answered   bool
 }
 
-func newWork() *work { return workOf(make([]byte, smallBuffer), make([]byte, 0, smallBuffer)) }
+func newWork() *work { return workOf(make([]byte, smallBuffer)) }
 
-func workOf(in, out []byte) *work {
-	w := &work{in: in, out: out}
+func workOf(in []byte) *work {
+	w := &work{in: in}
 	w.inform = w.sendInformational
 	return w
 }
@@ -74,6 +75,7 @@ func (c *conn) putBack() {
 	if w := c.w; w != nil {
 		c.w, w.c = nil, nil
 		w.r, w.e, w.scanned, w.blank, w.ready = 0, 0, 0, false, false
+		w.dropOut()
 		if len(w.in) < smallBuffer {
 			return // a tunnel has let go of it
 		}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -484,13 +485,53 @@ func TestWaitingAnswers(t *testing.T) {
 		}
 		conns = append(conns, c)
 	}
-	if each := (heap() - before) / streams; each > 80<<10 { // with both ends of it, which are the test's
+	if each := (heap() - before) / streams; each > 64<<10 { // with both ends of it, which are the test's
 		t.Errorf("an answer that waits holds %d bytes", each)
 	}
 	for _, c := range conns {
 		_ = c.Close()
 	}
 	waitFor(t, func() bool { return s.Conns() == 0 })
+}
+
+// TestWaitingRequests: a request whose upstream takes its time (long polling) holds memory for its head, not for what will be sent to either side.
+func TestWaitingRequests(t *testing.T) {
+	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+		const requests = 300
+		var arrived atomic.Int64
+		answer := make(chan struct{})
+		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
+			arrived.Add(1)
+			<-answer
+			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			return true
+		})
+		hidden := false
+		addr, s, _ := start(t, rec.ln.Addr(), func(ho *h1.Options, uo *upstream.Options, p *plain) {
+			set(ho, uo, p)
+			hidden = p.hide
+		})
+		before := heap()
+		var conns []net.Conn
+		for range requests {
+			c := dial(t, addr)
+			fmt.Fprint(c, get("/poll"))
+			conns = append(conns, c)
+		}
+		waitFor(t, func() bool { return arrived.Load() == requests })
+		// Without the socket itself somebody has to read all the time, into memory that is there already.
+		if each := (heap() - before) / requests; !hidden && each > 60<<10 { // with both ends of it, which are the test's
+			t.Errorf("a request that waits holds %d bytes", each)
+		}
+		close(answer)
+		for _, c := range conns {
+			if got, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || got.StatusCode != 200 {
+				t.Fatalf("%v, %v", got, err)
+			}
+			_ = c.Close()
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
 }
 
 // TestWaitingTunnels: a tunnel that waits holds no buffers, and when it is over the request and the answer are told as they were, whatever has gone through it.

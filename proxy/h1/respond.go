@@ -49,14 +49,14 @@ func (c *conn) respond(streamed bool) bool {
 	keep := w.f.persistent() && !r.Close && c.info.Requests < c.s.o.MaxRequests && !c.s.draining.Load() &&
 		(length >= 0 || chunked || bodyless) && (!streamed || w.body.complete())
 
-	b, ok := c.appendHead(w.out[:0], r, keep)
+	b, ok := c.appendHead(w.queued()[:0], r, keep)
 	if !ok {
 		// A name or value would have forged header lines. Nothing of this response can be trusted.
 		r.Header.Reset()
 		r.Trailer.Reset()
 		r.Status, r.Reason, r.Body = http.StatusInternalServerError, "", nil
 		length, keep, chunked, bodyless = 0, false, false, head
-		b, _ = c.appendHead(w.out[:0], r, false)
+		b, _ = c.appendHead(w.queued()[:0], r, false)
 		x.Err = errInjection
 	}
 	switch {
@@ -225,23 +225,23 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 func (c *conn) emit(p []byte, chunked bool) {
 	w := c.w
 	if chunked {
-		w.out = strconv.AppendInt(w.out, int64(len(p)), 16)
+		w.out = strconv.AppendInt(w.queued(), int64(len(p)), 16)
 		w.out = append(w.out, '\r', '\n')
 	}
 	if len(w.out)+len(p)+2 <= smallBuffer {
-		w.out = append(w.out, p...)
+		w.out = append(w.queued(), p...)
 	} else {
 		c.flush()
 		c.send(p)
 	}
 	if chunked {
-		w.out = append(w.out, '\r', '\n')
+		w.out = append(w.queued(), '\r', '\n')
 	}
 }
 
 func (c *conn) endChunks(r *exchange.Response) {
 	w := c.w
-	w.out = append(w.out, "0\r\n"...)
+	w.out = append(w.queued(), "0\r\n"...)
 	if w.x.Request.TETrailers {
 		from, lines := len(w.out), 0
 		for i := range r.Trailer.Fields {
@@ -259,10 +259,23 @@ func (c *conn) endChunks(r *exchange.Response) {
 
 func (c *conn) flush() {
 	c.send(c.w.out)
-	if cap(c.w.out) > 4*smallBuffer {
-		c.w.out = make([]byte, 0, smallBuffer)
+	c.w.dropOut()
+}
+
+// queued is what waits to be sent, with room behind it. Requests wait for their upstreams, and answers for what comes next, without that room.
+func (w *work) queued() []byte {
+	if w.lent == nil {
+		w.lent = smallPool.Get().(*buffer)
+		w.out = w.lent.b[:0]
 	}
-	c.w.out = c.w.out[:0]
+	return w.out
+}
+
+func (w *work) dropOut() {
+	if w.lent != nil {
+		putGrown(w.lent, w.out)
+		w.lent, w.out = nil, nil
+	}
 }
 
 func (c *conn) send(p []byte) {
@@ -302,7 +315,7 @@ func (w *work) sendInformational(status int, h *exchange.Header) error {
 	if w.f.old {
 		return nil // RFC 9110 §15.2
 	}
-	b := append(w.out[:0], "HTTP/1.1 "...)
+	b := append(w.queued()[:0], "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(b, ' ')
 	b = append(b, http.StatusText(status)...)

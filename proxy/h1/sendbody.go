@@ -81,8 +81,7 @@ func (t *clientTunnel) Next() ([]byte, error) {
 		return p, nil
 	}
 	if c.in != nil {
-		smallPool.Put(c.in)
-		c.in, c.big = nil, nil
+		c.putIn()
 		c.arriving.prepare(&c.wire, &largePool, largeBuffer)
 	}
 	return c.arriving.again(c.x.Upstream.ReadTimeout)

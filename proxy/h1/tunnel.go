@@ -17,7 +17,7 @@ func (c *conn) tunnel() {
 	up := x.Response.Tunnel
 	defer up.Close()
 	c.unwatch() // both sides are read now
-	b := append(w.out[:0], "HTTP/1.1 101 Switching Protocols\r\n"...)
+	b := append(w.queued()[:0], "HTTP/1.1 101 Switching Protocols\r\n"...)
 	lines := 3
 	for i := range x.Response.Header.Fields {
 		if f := &x.Response.Header.Fields[i]; !framingField(f.Name) {
@@ -42,9 +42,9 @@ func (c *conn) tunnel() {
 	// Such connections are many, and mostly wait: they have no buffers. Heads lie elsewhere, see advance and ClientConn.head.
 	rest := w.in[w.r:w.e]
 	if len(rest) == 0 && x.Request.Body == nil && len(w.in) == smallBuffer {
-		c.s.works.Put(workOf(w.in, w.out))
+		c.s.works.Put(workOf(w.in))
 	}
-	w.in, w.out, w.r, w.e = nil, nil, 0, 0
+	w.in, w.r, w.e = nil, 0, 0
 	defer func() { w.in = make([]byte, lastLooks) }()
 	t := traffic{idleEnds: func() bool { return c.s.draining.Load() }}
 	done := make(chan struct{})

@@ -23,6 +23,14 @@ var (
 	largePool = sync.Pool{New: func() any { return &buffer{make([]byte, largeBuffer)} }}
 )
 
+// putGrown gives a small buffer back that was written to, unless that has made it large.
+func putGrown(b *buffer, grown []byte) {
+	if cap(grown) <= 4*smallBuffer {
+		b.b = grown[:cap(grown)]
+		smallPool.Put(b)
+	}
+}
+
 // putBuffer gives a buffer back to the pool that it is from.
 func putBuffer(b *buffer) {
 	if len(b.b) < largeBuffer {
