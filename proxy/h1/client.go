@@ -44,7 +44,8 @@ type ClientConn struct {
 	// One exchange.
 	x       *exchange.Exchange
 	f       framing
-	in, out *buffer // while something lies in them
+	out     outgoing
+	in      *buffer // while something lies in it
 	big     []byte  // a response head larger than in
 	r, e    int
 	scanned int
@@ -88,13 +89,12 @@ func (c *ClientConn) Got() bool { return c.got }
 // connection. A failed connection is only good for Close after Release.
 func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	c.x = x
-	c.out = smallPool.Get().(*buffer)
 	c.big, c.r, c.e, c.scanned, c.infos = nil, 0, 0, 0, 0
 	c.probe, c.wrote, c.got, c.err, c.tunnel, c.broken = c.uses > 0, false, false, nil, false, false
 	c.uses++
 	c.gone.Store(false)
 	x.OnGone(c.onGone)
-	b, ok := appendRequest(c.out.b[:0], x)
+	b, ok := appendRequest(c.out.queued()[:0], x)
 	if !ok {
 		c.broken = true
 		return ErrRequest
@@ -116,13 +116,10 @@ func (c *ClientConn) RoundTrip(x *exchange.Exchange) error {
 	}
 	c.out.b = b
 	var err error
-	switch {
-	case stream:
+	if stream {
 		err = c.roundTripStreaming()
-	case c.raw != nil:
-		err = c.roundTripRaw()
-	default:
-		err = c.roundTripPlain()
+	} else {
+		err = c.readHead(x.Upstream.ReadTimeout)
 	}
 	if err != nil {
 		c.broken = true
@@ -142,22 +139,6 @@ func (c *ClientConn) clientLeft() {
 	_ = c.nc.SetWriteDeadline(longAgo)
 }
 
-// roundTripRaw writes the request inside the RawConn callback, when the poller has just been armed: the first read is then
-// only tried when there is something to read.
-func (c *ClientConn) roundTripRaw() error {
-	d := c.x.Upstream.ReadTimeout
-	c.armRead(d)
-	err := c.raw.Read(c.onReady)
-	late := c.disarmRead(d)
-	if c.err != nil {
-		return c.err
-	}
-	if err == nil && late {
-		err = os.ErrDeadlineExceeded
-	}
-	return err
-}
-
 func (c *ClientConn) ready(fd uintptr) bool {
 	if c.probe {
 		c.probe = false
@@ -167,13 +148,8 @@ func (c *ClientConn) ready(fd uintptr) bool {
 		}
 	}
 	if !c.wrote {
-		c.wrote = true
-		c.x.SentAt = c.x.Now()
-		if c.err = c.write(int(fd), c.out.b, c.x.Upstream.WriteTimeout); c.err != nil {
-			return true
-		}
-		c.putOut()
-		return false
+		c.err = c.writeHead(int(fd))
+		return c.err != nil
 	}
 	for { // until it is certain that nothing is left, not even an end of the stream that came with the bytes
 		n, ok, err := c.look(int(fd), c.space())
@@ -197,14 +173,15 @@ func (c *ClientConn) ready(fd uintptr) bool {
 	}
 }
 
-func (c *ClientConn) roundTripPlain() error {
+// writeHead sends the request, or what is there of it before its body.
+func (c *ClientConn) writeHead(fd int) error {
 	c.wrote = true
 	c.x.SentAt = c.x.Now()
-	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
+	if err := c.write(fd, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
 		return err
 	}
-	c.putOut()
-	return c.readHead(c.x.Upstream.ReadTimeout)
+	c.out.drop()
+	return nil
 }
 
 // stale looks, without waiting, whether something has arrived on a kept connection.
@@ -219,7 +196,26 @@ func (c *ClientConn) stale() (stale bool) {
 	return stale || err != nil
 }
 
+// readHead waits for the answer, at most d; 0 leaves the deadline as it is. Where there is a RawConn the request is written first, unless it is on
+// its way: inside the callback, when the poller has just been armed, so that the first read is only tried when there is something to read.
 func (c *ClientConn) readHead(d time.Duration) error {
+	if c.raw != nil {
+		c.armRead(d)
+		err := c.raw.Read(c.onReady)
+		late := d > 0 && c.disarmRead(d)
+		if c.err != nil {
+			return c.err
+		}
+		if err == nil && late {
+			err = os.ErrDeadlineExceeded
+		}
+		return err
+	}
+	if !c.wrote {
+		if err := c.writeHead(-1); err != nil {
+			return err
+		}
+	}
 	for {
 		n, err := c.read(c.space(), d)
 		if n == 0 && err != nil {
@@ -350,7 +346,7 @@ func (c *ClientConn) Release() bool {
 		c.body.release()
 	}
 	c.putIn()
-	c.putOut()
+	c.out.drop()
 	c.arriving.drop()
 	c.x = nil
 	return reusable
@@ -362,14 +358,6 @@ func (c *ClientConn) putIn() {
 		smallPool.Put(c.in)
 	}
 	c.in, c.big = nil, nil
-}
-
-// putOut gives the buffer of the request back.
-func (c *ClientConn) putOut() {
-	if c.out != nil {
-		putGrown(c.out, c.out.b)
-		c.out = nil
-	}
 }
 
 // sender sends a request body from a goroutine of its own, so that an answer that comes before the end of the body is
@@ -390,13 +378,10 @@ func (c *ClientConn) roundTripStreaming() error {
 	c.probe = false
 	s := &sender{done: make(chan struct{}), waiting: true}
 	c.sending = s
-	c.wrote = true
-	c.x.SentAt = c.x.Now()
-	if err := c.write(-1, c.out.b, c.x.Upstream.WriteTimeout); err != nil {
+	if err := c.writeHead(-1); err != nil {
 		close(s.done)
 		return err
 	}
-	c.putOut()
 	go c.send(s)
 	err := c.readHead(0)
 	s.mu.Lock()
@@ -442,9 +427,7 @@ func (c *ClientConn) sendBody() (err error, upstream bool) {
 	r := &c.x.Request
 	d := c.x.Upstream.WriteTimeout
 	w := chunkWriter{c: c, d: d, chunked: r.Length < 0}
-	buf := largePool.Get().(*buffer)
-	defer largePool.Put(buf)
-	w.b = buf.b[:0]
+	defer w.drop()
 	var n int64
 	for {
 		p, err := r.Body.Next()

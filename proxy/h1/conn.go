@@ -46,9 +46,8 @@ type work struct {
 	blank   bool // an empty line before the request line was skipped
 	ready   bool // a request is parsed and waits to be served
 	body    bodyReader
-	out     []byte  // what waits to be sent
-	lent    *buffer // that it lies in; nil: nothing waits
-	fd      int     // of the running RawConn callback, or -1
+	out     outgoing
+	fd      int // of the running RawConn callback, or -1
 
 	inform func(int, *exchange.Header) error // sendInformational, bound once
 	// With Expect: 100-continue the request body may be read by another goroutine than the one that writes the answer.
@@ -75,7 +74,7 @@ func (c *conn) putBack() {
 	if w := c.w; w != nil {
 		c.w, w.c = nil, nil
 		w.r, w.e, w.scanned, w.blank, w.ready = 0, 0, 0, false, false
-		w.dropOut()
+		w.out.drop()
 		if len(w.in) < smallBuffer {
 			return // a tunnel has let go of it
 		}

@@ -494,20 +494,40 @@ func TestWaitingAnswers(t *testing.T) {
 	waitFor(t, func() bool { return s.Conns() == 0 })
 }
 
-// TestWaitingRequests: a request whose upstream takes its time (long polling) holds memory for its head, not for what will be sent to either side.
+// TestWaitingRequests: a request whose upstream takes its time (long polling), or whose body does, holds memory for its head, not for what will be
+// sent to either side.
 func TestWaitingRequests(t *testing.T) {
+	t.Run("head", func(t *testing.T) { waitingRequests(t, get("/poll")) })
+	t.Run("body", func(t *testing.T) {
+		waitingRequests(t, "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\n"+strings.Repeat("x", 20_000))
+	})
+}
+
+func waitingRequests(t *testing.T, request string) {
 	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 		const requests = 300
 		var arrived atomic.Int64
 		answer := make(chan struct{})
-		rec := newRecorder(t, func(c net.Conn, _ *http.Request, _ int) bool {
-			arrived.Add(1)
-			<-answer
-			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-			return true
-		})
+		ln := listen(t)
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+						return
+					}
+					arrived.Add(1)
+					<-answer
+					fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				}()
+			}
+		}()
 		hidden := false
-		addr, s, _ := start(t, rec.ln.Addr(), func(ho *h1.Options, uo *upstream.Options, p *plain) {
+		addr, s, _ := start(t, ln.Addr(), func(ho *h1.Options, uo *upstream.Options, p *plain) {
 			set(ho, uo, p)
 			hidden = p.hide
 		})
@@ -515,7 +535,7 @@ func TestWaitingRequests(t *testing.T) {
 		var conns []net.Conn
 		for range requests {
 			c := dial(t, addr)
-			fmt.Fprint(c, get("/poll"))
+			fmt.Fprint(c, request)
 			conns = append(conns, c)
 		}
 		waitFor(t, func() bool { return arrived.Load() == requests })

@@ -49,14 +49,14 @@ func (c *conn) respond(streamed bool) bool {
 	keep := w.f.persistent() && !r.Close && c.info.Requests < c.s.o.MaxRequests && !c.s.draining.Load() &&
 		(length >= 0 || chunked || bodyless) && (!streamed || w.body.complete())
 
-	b, ok := c.appendHead(w.queued()[:0], r, keep)
+	b, ok := c.appendHead(w.out.queued()[:0], r, keep)
 	if !ok {
 		// A name or value would have forged header lines. Nothing of this response can be trusted.
 		r.Header.Reset()
 		r.Trailer.Reset()
 		r.Status, r.Reason, r.Body = http.StatusInternalServerError, "", nil
 		length, keep, chunked, bodyless = 0, false, false, head
-		b, _ = c.appendHead(w.queued()[:0], r, false)
+		b, _ = c.appendHead(w.out.queued()[:0], r, false)
 		x.Err = errInjection
 	}
 	switch {
@@ -69,7 +69,7 @@ func (c *conn) respond(streamed bool) bool {
 	case length >= 0:
 		b = appendContentLength(b, length)
 	}
-	w.out = append(b, '\r', '\n')
+	w.out.b = append(b, '\r', '\n')
 	if bodyless || r.Body == nil {
 		if r.Body != nil {
 			_ = r.Body.Close()
@@ -187,7 +187,7 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 	bulk, limit := false, 0
 	defer func() { c.endBulk(limit) }()
 	for c.err == nil {
-		if len(w.out) > 0 && !exchange.Ready(r.Body) {
+		if len(w.out.b) > 0 && !exchange.Ready(r.Body) {
 			if c.flush(); c.err != nil {
 				break
 			}
@@ -225,57 +225,41 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 func (c *conn) emit(p []byte, chunked bool) {
 	w := c.w
 	if chunked {
-		w.out = strconv.AppendInt(w.queued(), int64(len(p)), 16)
-		w.out = append(w.out, '\r', '\n')
+		w.out.b = strconv.AppendInt(w.out.queued(), int64(len(p)), 16)
+		w.out.b = append(w.out.b, '\r', '\n')
 	}
-	if len(w.out)+len(p)+2 <= smallBuffer {
-		w.out = append(w.queued(), p...)
+	if w.out.fits(len(p) + 2) {
+		w.out.b = append(w.out.queued(), p...)
 	} else {
 		c.flush()
 		c.send(p)
 	}
 	if chunked {
-		w.out = append(w.queued(), '\r', '\n')
+		w.out.b = append(w.out.queued(), '\r', '\n')
 	}
 }
 
 func (c *conn) endChunks(r *exchange.Response) {
 	w := c.w
-	w.out = append(w.queued(), "0\r\n"...)
+	w.out.b = append(w.out.queued(), "0\r\n"...)
 	if w.x.Request.TETrailers {
-		from, lines := len(w.out), 0
+		from, lines := len(w.out.b), 0
 		for i := range r.Trailer.Fields {
 			if f := &r.Trailer.Fields[i]; !forbiddenTrailers.Has(f.Name) {
-				w.out = appendField(w.out, f.Name, f.Value)
+				w.out.b = appendField(w.out.b, f.Name, f.Value)
 				lines++
 			}
 		}
-		if !wellFormed(w.out[from:], lines) {
-			w.out = w.out[:from]
+		if !wellFormed(w.out.b[from:], lines) {
+			w.out.b = w.out.b[:from]
 		}
 	}
-	w.out = append(w.out, '\r', '\n')
+	w.out.b = append(w.out.b, '\r', '\n')
 }
 
 func (c *conn) flush() {
-	c.send(c.w.out)
-	c.w.dropOut()
-}
-
-// queued is what waits to be sent, with room behind it. Requests wait for their upstreams, and answers for what comes next, without that room.
-func (w *work) queued() []byte {
-	if w.lent == nil {
-		w.lent = smallPool.Get().(*buffer)
-		w.out = w.lent.b[:0]
-	}
-	return w.out
-}
-
-func (w *work) dropOut() {
-	if w.lent != nil {
-		putGrown(w.lent, w.out)
-		w.lent, w.out = nil, nil
-	}
+	c.send(c.w.out.b)
+	c.w.out.drop()
 }
 
 func (c *conn) send(p []byte) {
@@ -315,7 +299,7 @@ func (w *work) sendInformational(status int, h *exchange.Header) error {
 	if w.f.old {
 		return nil // RFC 9110 §15.2
 	}
-	b := append(w.queued()[:0], "HTTP/1.1 "...)
+	b := append(w.out.queued()[:0], "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(b, ' ')
 	b = append(b, http.StatusText(status)...)
@@ -330,7 +314,7 @@ func (w *work) sendInformational(status int, h *exchange.Header) error {
 	if !wellFormed(b, lines) {
 		return errInjection
 	}
-	w.out = append(b, '\r', '\n')
+	w.out.b = append(b, '\r', '\n')
 	w.continueMu.Lock()
 	defer w.continueMu.Unlock()
 	w.c.flush()

@@ -12,48 +12,62 @@ import (
 type chunkWriter struct {
 	c       *ClientConn
 	d       time.Duration
-	b       []byte
 	chunked bool
+	outgoing
 }
 
 func (w *chunkWriter) write(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	if len(w.b)+len(p)+32 > cap(w.b) {
-		if err := w.flush(); err != nil {
+	if w.chunked {
+		if err := w.room(32); err != nil {
 			return err
 		}
-	}
-	if w.chunked {
-		w.b = strconv.AppendInt(w.b, int64(len(p)), 16)
+		w.b = strconv.AppendInt(w.queued(), int64(len(p)), 16)
 		w.b = append(w.b, '\r', '\n')
 	}
-	if len(w.b)+len(p)+2 <= cap(w.b) {
-		w.b = append(w.b, p...)
-	} else {
-		if err := w.flush(); err != nil {
-			return err
+	for len(p) > 0 {
+		n := len(p) - len(p)%smallBuffer
+		if len(w.b) == 0 && n > 0 { // sent from where it lies
+			if err := w.c.write(-1, p[:n], w.d); err != nil {
+				return err
+			}
+		} else {
+			if err := w.room(1); err != nil {
+				return err
+			}
+			n = min(len(p), smallBuffer-len(w.b))
+			w.b = append(w.queued(), p[:n]...)
 		}
-		if err := w.c.write(-1, p, w.d); err != nil {
-			return err
-		}
+		p = p[n:]
 	}
 	if w.chunked {
-		w.b = append(w.b, '\r', '\n')
+		if err := w.room(2); err != nil {
+			return err
+		}
+		w.b = append(w.queued(), '\r', '\n')
 	}
 	return nil
 }
 
+// room sends what was gathered if there is no room for n bytes behind it.
+func (w *chunkWriter) room(n int) error {
+	if w.fits(n) {
+		return nil
+	}
+	return w.flush()
+}
+
 func (w *chunkWriter) flush() error {
 	err := w.c.write(-1, w.b, w.d)
-	w.b = w.b[:0]
+	w.drop()
 	return err
 }
 
 func (w *chunkWriter) end(r *exchange.Request) error {
 	if w.chunked {
-		w.b = append(w.b, "0\r\n"...)
+		w.b = append(w.queued(), "0\r\n"...)
 		from, lines := len(w.b), 0
 		for i := range r.Trailer.Fields {
 			if f := &r.Trailer.Fields[i]; !forbiddenTrailers.Has(f.Name) {

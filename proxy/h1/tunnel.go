@@ -17,7 +17,7 @@ func (c *conn) tunnel() {
 	up := x.Response.Tunnel
 	defer up.Close()
 	c.unwatch() // both sides are read now
-	b := append(w.queued()[:0], "HTTP/1.1 101 Switching Protocols\r\n"...)
+	b := append(w.out.queued()[:0], "HTTP/1.1 101 Switching Protocols\r\n"...)
 	lines := 3
 	for i := range x.Response.Header.Fields {
 		if f := &x.Response.Header.Fields[i]; !framingField(f.Name) {
@@ -31,7 +31,7 @@ func (c *conn) tunnel() {
 		c.err, x.Err = errInjection, errInjection
 		return
 	}
-	w.out = append(b, '\r', '\n')
+	w.out.b = append(b, '\r', '\n')
 	if c.flush(); c.err != nil {
 		return
 	}

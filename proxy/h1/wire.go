@@ -23,12 +23,31 @@ var (
 	largePool = sync.Pool{New: func() any { return &buffer{make([]byte, largeBuffer)} }}
 )
 
-// putGrown gives a small buffer back that was written to, unless that has made it large.
-func putGrown(b *buffer, grown []byte) {
-	if cap(grown) <= 4*smallBuffer {
-		b.b = grown[:cap(grown)]
-		smallPool.Put(b)
+// outgoing is what waits to be sent. When it is sent, its memory goes back: requests wait for their upstreams, and long bodies for what comes
+// next, without any.
+type outgoing struct {
+	b   []byte
+	buf *buffer // that b began in
+}
+
+// queued is b with room behind it.
+func (o *outgoing) queued() []byte {
+	if o.buf == nil {
+		o.buf = smallPool.Get().(*buffer)
+		o.b = o.buf.b[:0]
 	}
+	return o.b
+}
+
+// fits tells whether n more bytes may be gathered.
+func (o *outgoing) fits(n int) bool { return len(o.b)+n <= smallBuffer }
+
+func (o *outgoing) drop() {
+	if o.buf != nil && cap(o.b) <= 4*smallBuffer { // else it has grown for a rare head
+		o.buf.b = o.b[:cap(o.b)]
+		smallPool.Put(o.buf)
+	}
+	*o = outgoing{}
 }
 
 // putBuffer gives a buffer back to the pool that it is from.
