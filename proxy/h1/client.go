@@ -448,6 +448,7 @@ func (c *ClientConn) sendBody() (err error, upstream bool) {
 			if e := w.flush(); e != nil {
 				return e, true
 			}
+			w.drop()
 		}
 	}
 	if r.Length >= 0 && n < r.Length {

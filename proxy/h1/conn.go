@@ -462,6 +462,7 @@ func (c *conn) exchangeOn(fd int) bool {
 	c.watch()
 	c.s.o.Handler.Serve(x)
 	keep := c.respond(streamed)
+	w.out.drop()
 	c.unwatch()
 	if streamed {
 		x.BytesReceived += w.body.got.Load()

@@ -187,8 +187,9 @@ func (c *conn) writeBody(r *exchange.Response, length int64, chunked bool) {
 	bulk, limit := false, 0
 	defer func() { c.endBulk(limit) }()
 	for c.err == nil {
-		if len(w.out.b) > 0 && !exchange.Ready(r.Body) {
-			if c.flush(); c.err != nil {
+		if w.out.buf != nil && !exchange.Ready(r.Body) {
+			c.flush()
+			if w.out.drop(); c.err != nil {
 				break
 			}
 		}
@@ -259,7 +260,7 @@ func (c *conn) endChunks(r *exchange.Response) {
 
 func (c *conn) flush() {
 	c.send(c.w.out.b)
-	c.w.out.drop()
+	c.w.out.b = c.w.out.b[:0]
 }
 
 func (c *conn) send(p []byte) {
@@ -318,5 +319,6 @@ func (w *work) sendInformational(status int, h *exchange.Header) error {
 	w.continueMu.Lock()
 	defer w.continueMu.Unlock()
 	w.c.flush()
+	w.out.drop()
 	return w.c.err
 }

@@ -61,7 +61,7 @@ func (w *chunkWriter) room(n int) error {
 
 func (w *chunkWriter) flush() error {
 	err := w.c.write(-1, w.b, w.d)
-	w.drop()
+	w.b = w.b[:0]
 	return err
 }
 

@@ -32,7 +32,8 @@ func (c *conn) tunnel() {
 		return
 	}
 	w.out.b = append(b, '\r', '\n')
-	if c.flush(); c.err != nil {
+	c.flush()
+	if w.out.drop(); c.err != nil {
 		return
 	}
 	idle := x.Upstream.ReadTimeout
