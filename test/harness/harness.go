@@ -456,9 +456,12 @@ func (c *Cluster) Leader(limit time.Duration) *Node {
 
 // Any is a random running node.
 func (c *Cluster) Any() *Node {
-	for {
-		if n := c.Nodes[rand.IntN(len(c.Nodes))]; n.Running() {
+	c.t.Helper()
+	for _, i := range rand.Perm(len(c.Nodes)) {
+		if n := c.Nodes[i]; n.Running() {
 			return n
 		}
 	}
+	c.t.Fatal("no node is running")
+	return nil
 }
