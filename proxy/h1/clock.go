@@ -54,6 +54,26 @@ func (c *Clock) Stop() {
 	})
 }
 
+// Spot is where a connection waits that was parked. The zero value is free.
+type Spot struct {
+	nc     net.Conn
+	resume func()
+	ticket uint64 // of the lot, guarded by its mutex; 0: free
+}
+
+// Park lets nc wait without a goroutine until something comes, be it the end of its stream, or until Wake; what has come already counts. resume
+// then runs, in a goroutine of its own. false: nc has to be waited for. When it is true the caller no longer has the connection: it must not touch
+// it any more.
+//
+// A deadline that goes off meanwhile would wake nobody. So whoever is to wake the connection says so first, and calls Wake then; still, which is
+// called when no Wake can pass unnoticed any more, tells whether nobody has said so.
+func (c *Clock) Park(s *Spot, nc net.Conn, resume func(), still func() bool) bool {
+	return c.lot.park(s, nc, resume, still)
+}
+
+// Wake goes on with a connection if it is parked.
+func (c *Clock) Wake(s *Spot) { c.lot.wake(s) }
+
 // Millis is the coarse time in milliseconds since the clock was started.
 func (c *Clock) Millis() int64 { return c.ms.Load() }
 
@@ -86,7 +106,7 @@ func (c *Clock) sweep() {
 		if t := a.rd.Load(); t > 0 && now >= t && a.rd.CompareAndSwap(t, firing) {
 			_ = a.nc.SetReadDeadline(longAgo)
 			a.rd.Store(fired)
-			c.lot.wake(a)
+			c.lot.wake(&a.spot)
 		}
 		if t := a.wr.Load(); t > 0 && now >= t && a.wr.CompareAndSwap(t, fired) {
 			_ = a.nc.SetWriteDeadline(longAgo)
@@ -106,15 +126,14 @@ type alarm struct {
 	busy atomic.Int64 // 0: no exchange; the clock's ms when it was looked last, or looking, or told
 
 	// Of client connections between two requests.
-	still  atomic.Int64 // 0: not between two requests; the clock's ms since when, or never, interrupting, interrupted, or parked
-	owner  owner
-	ticket uint64 // of the lot, guarded by its mutex; 0: not there
+	still atomic.Int64 // 0: not between two requests, or parked; the clock's ms since when, or never, interrupting, or interrupted
+	owner owner
+	spot  Spot
 }
 
 // owner is a client connection, as its alarm sees it.
 type owner interface {
 	clientLeft() // while an exchange runs
-	resume()     // serves a connection again that was parked
 }
 
 const (
@@ -125,7 +144,6 @@ const (
 	parkAfter    = 1000 // ms
 	interrupting = -1
 	interrupted  = -2
-	parked       = -3
 	never        = math.MaxInt64 // the goroutine stays
 )
 

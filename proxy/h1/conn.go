@@ -270,7 +270,8 @@ func (c *conn) awake() next {
 		_ = c.nc.SetReadDeadline(time.Time{})
 		if !c.s.closing.Load() {
 			c.putBack()
-			if c.clock.lot.park(&c.alarm) {
+			// A deadline that goes off now was not ours to be woken by; the next one finds the connection parked.
+			if c.clock.Park(&c.spot, c.nc, c.resume, func() bool { return c.rd.Load() > 0 }) {
 				return gone
 			}
 			c.stays = true

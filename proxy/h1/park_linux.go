@@ -25,28 +25,24 @@ type lot struct {
 	file   *os.File // the epoll instance; nil: not needed yet
 	epoll  int
 	ticket uint64 // the last one given out
-	stays  map[uint64]*alarm
+	stays  map[uint64]*Spot
 }
 
-// park lets a connection wait for bytes or the end of its stream; those that are there already count. false: it has to wait itself. The caller
-// must not touch the connection any more when it is true.
-func (l *lot) park(a *alarm) bool {
+func (l *lot) park(s *Spot, nc net.Conn, resume func(), still func() bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// A deadline that goes off now was not ours to be woken by; the next one finds the connection here, since it takes the mutex afterwards.
-	if a.rd.Load() <= 0 || !l.open() {
+	if !still() || !l.open() {
 		return false
 	}
 	l.ticket++
-	ok := onSocket(a.nc, func(fd uintptr) bool {
+	ok := onSocket(nc, func(fd uintptr) bool {
 		return syscall.EpollCtl(l.epoll, syscall.EPOLL_CTL_ADD, int(fd), &syscall.EpollEvent{
 			Events: syscall.EPOLLIN | syscall.EPOLLRDHUP | syscall.EPOLLONESHOT, Fd: int32(l.ticket), Pad: int32(l.ticket >> 32), //nolint:gosec // the halves
 		}) == nil
 	})
 	if ok {
-		a.ticket = l.ticket
-		l.stays[l.ticket] = a
-		a.still.Store(parked)
+		*s = Spot{nc, resume, l.ticket}
+		l.stays[l.ticket] = s
 	}
 	return ok
 }
@@ -69,7 +65,7 @@ func (l *lot) open() bool {
 		_ = f.Close()
 		return false
 	}
-	l.file, l.epoll, l.stays = f, fd, map[uint64]*alarm{}
+	l.file, l.epoll, l.stays = f, fd, map[uint64]*Spot{}
 	go l.run(raw)
 	return true
 }
@@ -96,31 +92,29 @@ func (l *lot) run(raw syscall.RawConn) {
 func (l *lot) announced(ticket uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a := l.stays[ticket]; a != nil {
-		l.leave(a)
+	if s := l.stays[ticket]; s != nil {
+		l.leave(s)
 	}
 }
 
-// wake goes on with the connection if it is parked.
-func (l *lot) wake(a *alarm) {
+func (l *lot) wake(s *Spot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a.ticket != 0 {
-		l.leave(a)
+	if s.ticket != 0 {
+		l.leave(s)
 	}
 }
 
 // leave is called with the mutex.
-func (l *lot) leave(a *alarm) {
+func (l *lot) leave(s *Spot) {
 	if !l.closed {
-		onSocket(a.nc, func(fd uintptr) bool {
+		onSocket(s.nc, func(fd uintptr) bool {
 			return syscall.EpollCtl(l.epoll, syscall.EPOLL_CTL_DEL, int(fd), nil) == nil
 		})
 	}
-	delete(l.stays, a.ticket)
-	a.ticket = 0
-	a.still.Store(0)
-	go a.owner.resume()
+	delete(l.stays, s.ticket)
+	go s.resume()
+	*s = Spot{}
 }
 
 // close gives all connections their goroutines back, and parks none any more.
@@ -128,8 +122,8 @@ func (l *lot) close() {
 	l.mu.Lock()
 	f := l.file
 	l.closed, l.file = true, nil
-	for _, a := range l.stays {
-		l.leave(a)
+	for _, s := range l.stays {
+		l.leave(s)
 	}
 	l.mu.Unlock()
 	if f != nil {

@@ -9,6 +9,6 @@ func parks(net.Conn) bool { return false }
 // lot: elsewhere a connection that waits keeps its goroutine.
 type lot struct{}
 
-func (*lot) park(*alarm) bool { return false }
-func (*lot) wake(*alarm)      {}
-func (*lot) close()           {}
+func (*lot) park(*Spot, net.Conn, func(), func() bool) bool { return false }
+func (*lot) wake(*Spot)                                     {}
+func (*lot) close()                                         {}

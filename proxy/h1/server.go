@@ -212,7 +212,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			} else if t := c.still.Load(); t > 0 {
 				c.interrupt(t)
 			}
-			c.clock.lot.wake(&c.alarm)
+			c.clock.Wake(&c.spot)
 		}
 		s.mu.Unlock()
 		if left == 0 {

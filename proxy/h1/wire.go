@@ -59,29 +59,41 @@ func putBuffer(b *buffer) {
 	}
 }
 
-// wire is a connection with its deadlines and, where the platform has it, access to the socket itself.
+// access is the way to the socket itself, where the platform has one.
+type access struct {
+	raw syscall.RawConn // nil: only net.Conn
+	tls *TLSSocket      // the connection is a *tls.Conn, and this the socket of raw; nil: it is the socket
+}
+
+func accessTo(nc net.Conn) (a access) {
+	if t, ok := nc.(*net.TCPConn); ok && rawIO {
+		a.raw, _ = t.SyscallConn()
+	} else if a.tls = tlsSocket(nc); a.tls != nil {
+		a.raw = a.tls.raw
+	}
+	return a
+}
+
+// look reads without waiting, inside a RawConn callback. ok is false when there is nothing to read.
+func (a *access) look(nc net.Conn, fd int, p []byte) (n int, ok bool, err error) {
+	if a.tls != nil {
+		return a.tls.readThrough(nc, fd, p)
+	}
+	return rawRead(fd, p)
+}
+
+// wire is a connection with its deadlines.
 type wire struct {
 	alarm
-	raw syscall.RawConn // nil: only net.Conn
-	tls *TLSSocket      // nc is a *tls.Conn, and this the socket of raw; nil: nc is the socket
+	access
 }
 
 func (w *wire) open(nc net.Conn, c *Clock) {
 	w.attach(nc, c)
-	if t, ok := nc.(*net.TCPConn); ok && rawIO {
-		w.raw, _ = t.SyscallConn()
-	} else if w.tls = tlsSocket(nc); w.tls != nil {
-		w.raw = w.tls.raw
-	}
+	w.access = accessTo(nc)
 }
 
-// look reads without waiting, inside a RawConn callback. ok is false when there is nothing to read.
-func (w *wire) look(fd int, p []byte) (n int, ok bool, err error) {
-	if w.tls != nil {
-		return w.tls.readThrough(w.nc, fd, p)
-	}
-	return rawRead(fd, p)
-}
+func (w *wire) look(fd int, p []byte) (n int, ok bool, err error) { return w.access.look(w.nc, fd, p) }
 
 // read waits for bytes, at most d; 0 leaves the deadline as it is.
 func (w *wire) read(p []byte, d time.Duration) (int, error) {
@@ -124,61 +136,91 @@ func (w *wire) write(fd int, p []byte, d time.Duration) error {
 	return nil
 }
 
-// reader reads what may be long in coming. While it waits it has no buffer.
+// Memory is what a Source reads into.
+type Memory interface {
+	// Room is called when something may have come.
+	Room() []byte
+	// Idle is called when nothing has: until Room is called again, nothing of what that returned is needed.
+	Idle()
+}
+
+// Source reads what may be long in coming. While it waits it needs no memory, where the platform has access to sockets.
+type Source struct {
+	nc net.Conn
+	access
+	memory Memory
+	n      int
+	err    error
+	try    func(fd uintptr) bool // attempt, bound once
+}
+
+// Open makes s the source of what comes on nc, a *net.TCPConn or a *tls.Conn above a TLSSocket; other connections are read as they are.
+func (s *Source) Open(nc net.Conn, m Memory) { s.open(nc, accessTo(nc), m) }
+
+func (s *Source) open(nc net.Conn, a access, m Memory) {
+	s.nc, s.access, s.memory = nc, a, m
+	if s.try == nil {
+		s.try = s.attempt
+	}
+}
+
+// Read waits as the connection's own Read does.
+func (s *Source) Read() (int, error) {
+	if s.raw == nil {
+		return s.nc.Read(s.memory.Room())
+	}
+	s.n, s.err = 0, nil
+	if err := s.raw.Read(s.try); err != nil {
+		return 0, err
+	}
+	return s.n, s.err
+}
+
+func (s *Source) attempt(fd uintptr) bool {
+	n, ok, err := s.look(s.nc, int(fd), s.memory.Room())
+	if !ok {
+		s.memory.Idle()
+		return false
+	}
+	s.n, s.err = n, err
+	return true
+}
+
+// reader is a source with memory from a pool, and a deadline.
 type reader struct {
+	Source
 	w     *wire
 	pool  *sync.Pool
 	limit int // of what is read at once
 	buf   *buffer
-	n     int
-	err   error
-	try   func(fd uintptr) bool // look, bound once
 }
 
 // prepare makes the next read one of at most so many bytes.
 func (r *reader) prepare(w *wire, pool *sync.Pool, limit int) {
 	r.w, r.pool, r.limit = w, pool, limit
-	if r.try == nil {
-		r.try = r.look
-	}
+	r.open(w.nc, w.access, r)
 }
 
 // read is wire.read into buf, which is nil when it had to wait and nothing has come.
 func (r *reader) read(d time.Duration) (n int, err error) {
-	w := r.w
-	r.n, r.err = 0, nil
-	if w.raw == nil {
-		r.take()
-		return w.read(r.room(), d)
-	}
-	w.armRead(d)
-	if err = w.raw.Read(r.try); err == nil {
-		err = r.err
-	}
-	if d > 0 && w.disarmRead(d) && err == nil {
+	r.w.armRead(d)
+	n, err = r.Read()
+	if d > 0 && r.w.disarmRead(d) && err == nil {
 		err = os.ErrDeadlineExceeded
 	}
-	return r.n, err
+	return n, err
 }
 
-func (r *reader) take() {
+// Room implements Memory.
+func (r *reader) Room() []byte {
 	if r.buf == nil {
 		r.buf = r.pool.Get().(*buffer)
 	}
+	return r.buf.b[:min(len(r.buf.b), r.limit)]
 }
 
-func (r *reader) room() []byte { return r.buf.b[:min(len(r.buf.b), r.limit)] }
-
-func (r *reader) look(fd uintptr) bool {
-	r.take()
-	n, ok, err := r.w.look(int(fd), r.room())
-	if !ok {
-		r.drop()
-		return false
-	}
-	r.n, r.err = n, err
-	return true
-}
+// Idle implements Memory.
+func (r *reader) Idle() { r.drop() }
 
 func (r *reader) drop() {
 	if r.buf != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	readBuffer  = 32 << 10 // holds the largest frame and more; a connection without streams has none
+	readBuffer  = 32 << 10 // holds the largest frame and more; a connection that waits has none, unless a part of a frame is in it
 	maxOut      = 64 << 10 // data waits for room when so much is queued
 	maxQueued   = 256 << 10
 	calmBurst   = 1000 // see charge
@@ -30,6 +30,7 @@ var (
 	errDone    = errors.New("h2: the connection is over")
 	errClosed  = errors.New("h2: the connection was closed")
 	errGoingAt = errors.New("h2: the other side did not take the stream")
+	errParked  = errors.New("h2: another goroutine goes on with the connection")
 )
 
 // side is what a server and a client do differently. All methods are called by the reading goroutine; those marked so
@@ -66,11 +67,14 @@ type conn struct {
 	keep   *keeper
 	lim    limits
 	client bool
+	clock  *h1.Clock // that the connection may be parked with; nil: it may not
+	resume func()    // serves it again
+	spot   h1.Spot
 
 	// Of the reading goroutine.
-	in        *[readBuffer]byte // in[r:e] is unread; nil without streams
+	source    h1.Source
+	in        *[readBuffer]byte // in[r:e] is unread; nil while nothing is
 	r, e      int
-	small     [64]byte // what wakes a connection without buffer is read into this
 	dec       *hpack.Decoder
 	head      head
 	blockID   uint32 // of the header block that goes on in CONTINUATION frames; 0: none
@@ -82,7 +86,7 @@ type conn struct {
 
 	leaving         atomic.Bool
 	readBy, writeBy atomic.Int64
-	restBy          atomic.Int64 // when a connection without streams gives its buffers back
+	restBy          atomic.Int64 // when a connection without streams gives its memory and its goroutine back
 	waits           atomic.Int32 // streams with deadlines
 
 	mu       sync.Mutex
@@ -91,7 +95,7 @@ type conn struct {
 	maxID    uint32 // highest stream so far
 	lastID   uint32 // highest that was taken
 	idleBy   int64
-	resting  bool  // no stream, no buffers
+	resting  bool  // no stream, nothing unread
 	err      error // the connection is over for its streams
 	dead     bool  // nothing can be written any more
 	draining int
@@ -123,6 +127,7 @@ const (
 
 func (c *conn) init(nc net.Conn, k *keeper, lim limits, s side) {
 	c.nc, c.keep, c.lim, c.side = nc, k, lim, s
+	c.source.Open(nc, c)
 	c.streams = map[uint32]*stream{}
 	c.head.lim, c.head.response = lim.head, c.client
 	c.dec = hpack.NewDecoder(4096, c.head.add)
@@ -135,9 +140,8 @@ func (c *conn) init(nc net.Conn, k *keeper, lim limits, s side) {
 	c.idleBy = k.in(lim.idleTime)
 }
 
-// read is the reading goroutine: it returns why the connection is over.
+// read is the reading goroutine: it returns why the connection is over, or that it is parked.
 func (c *conn) read() error {
-	defer c.keep.small(c)
 	for {
 		for {
 			f, n, err := parseFrame(c.buffered())
@@ -193,19 +197,13 @@ func (c *conn) fill() error {
 		c.partialBy = c.keep.in(c.lim.headTime)
 	}
 	c.arm()
-	c.rest()
+	if c.rest(); c.resting && c.clock != nil && c.restBy.Load() == 0 {
+		c.restBy.Store(c.keep.now() + restAfter)
+	}
 	c.mu.Unlock()
 	for {
-		room := c.small[:]
-		if c.in != nil {
-			room = c.in[c.e:]
-		}
-		n, err := c.nc.Read(room)
+		n, err := c.source.Read()
 		if n > 0 {
-			if c.in == nil {
-				c.in = readPool.Get().(*[readBuffer]byte)
-				copy(c.in[:], room[:n])
-			}
 			c.e += n
 			return nil
 		}
@@ -224,22 +222,40 @@ func (c *conn) fill() error {
 	}
 }
 
-// restAfter is how long a connection without streams keeps its buffers, in milliseconds.
+// Room implements h1.Memory.
+func (c *conn) Room() []byte {
+	if c.in == nil {
+		c.in = readPool.Get().(*[readBuffer]byte)
+	}
+	return c.in[c.e:]
+}
+
+// Idle implements h1.Memory.
+func (c *conn) Idle() {
+	if c.e == 0 && c.in != nil {
+		readPool.Put(c.in)
+		c.in = nil
+	}
+}
+
+// restAfter is how long a connection without streams keeps what it wrote with, and its goroutine, in milliseconds.
 const restAfter = 1000
 
-// rest gives the buffers of a connection without streams back. c.mu is held.
+// rest gives the memory back that a connection without streams has written with. c.mu is held.
 func (c *conn) rest() {
 	c.resting = c.running == 0 && c.e == 0
-	if !c.resting {
-		return
-	}
-	if c.in != nil {
-		readPool.Put(c.in)
-		c.in, c.r, c.e = nil, 0, 0
-	}
-	if !c.flushing && len(c.out) == 0 {
+	if c.resting && !c.flushing && len(c.out) == 0 {
 		c.out, c.spare = nil, nil
 	}
+}
+
+// park lets a connection on which nothing happens wait without a goroutine, see h1.Clock, and tells whether the caller has lost it. c.mu is held.
+func (c *conn) park() bool {
+	if c.clock == nil || !c.resting || c.restBy.Load() != 0 || c.partialBy != 0 || c.draining != drainNo || c.flushing || len(c.out) > 0 {
+		return false
+	}
+	c.head.fields, c.head.crumbs, c.block = nil, nil, nil
+	return c.clock.Park(&c.spot, c.nc, c.resume, func() bool { return c.readBy.Load() > 0 })
 }
 
 func isTimeout(err error) bool {
@@ -256,8 +272,14 @@ func (c *conn) arm() {
 	c.readBy.Store(by)
 }
 
-// wake makes the reading goroutine look at the connection's state.
-func (c *conn) wake() { _ = c.nc.SetReadDeadline(longAgo) }
+// wake makes the reading goroutine look at the connection's state. Who has changed that still holds c.mu, or has cleared a deadline, so
+// that the connection is not parked without having seen it.
+func (c *conn) wake() {
+	_ = c.nc.SetReadDeadline(longAgo)
+	if c.clock != nil {
+		c.clock.Wake(&c.spot)
+	}
+}
 
 // late finds out why a read was interrupted.
 func (c *conn) late() error {
@@ -290,6 +312,9 @@ func (c *conn) late() error {
 	c.arm()
 	c.flush(false)
 	c.rest()
+	if c.park() {
+		return errParked
+	}
 	return nil
 }
 
@@ -412,6 +437,7 @@ func discardQueued(nc net.Conn) {
 
 // end closes the connection after read has returned, and waits for the exchanges that still run.
 func (c *conn) end(err error) {
+	c.keep.small(c)
 	c.mu.Lock()
 	var ce *connError
 	if errors.As(err, &ce) {
@@ -446,8 +472,8 @@ func (c *conn) end(err error) {
 	for c.running > 0 {
 		c.room.Wait()
 	}
-	c.e = 0
-	c.rest()
 	c.mu.Unlock()
+	c.e = 0
+	c.Idle()
 	c.keep.remove(c)
 }

@@ -3,6 +3,8 @@ package h2
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -115,21 +117,46 @@ func TestMaxRequests(t *testing.T) {
 	}
 }
 
-// TestIdleHoldsNoBuffers: a connection that waits for its next request gives its buffers back.
-func TestIdleHoldsNoBuffers(t *testing.T) {
-	s, addr := startServer(t, Options{Handler: &handlerFunc{serve: echo}})
-	c := dialRaw(t, addr).hello()
-	for id := uint32(1); id < 5; id += 2 {
-		if !c.alive(id) {
-			t.Fatal("no answer")
-		}
-		waitFor(t, "the buffers stay", func() (released bool) {
-			s.keep.each(func(c *conn) {
-				c.mu.Lock()
-				released = c.resting
-				c.mu.Unlock()
-			})
-			return released
+// TestWaitingHoldsNoBuffers: a connection whose request waits to be answered holds nothing to read with, nor does one without a request.
+func TestWaitingHoldsNoBuffers(t *testing.T) {
+	const conns = 200
+	for _, asks := range []bool{true, false} {
+		t.Run(fmt.Sprint("request ", asks), func(t *testing.T) {
+			answer := make(chan struct{})
+			h := &handlerFunc{serve: func(x *exchange.Exchange) { <-answer; x.Response.Status = 204 }}
+			s, addr := startServer(t, Options{Handler: h})
+			before := heap()
+			clients := make([]*rawClient, conns)
+			for i := range clients {
+				c := dialRaw(t, addr).hello()
+				for range 3 { // settings, a window, and the acknowledgement
+					if _, err := c.next(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if asks {
+					c.headers(1, true, getFields...)
+				}
+				clients[i] = c
+			}
+			waitFor(t, "requests are missing", func() bool { n, _ := h.counts(); return n == conns || !asks && s.Conns() == conns })
+			if each := (heap() - before) / conns; each > 24<<10 { // with both ends, one of which is the test's
+				t.Errorf("a connection holds %d bytes", each)
+			}
+			close(answer)
+			for _, c := range clients {
+				if asks && c.await(1).status != "204" {
+					t.Fatal("no answer")
+				}
+			}
 		})
 	}
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // pools forget at the second one
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

@@ -110,7 +110,7 @@ func (k *keeper) each(f func(*conn)) {
 // tick interrupts what took too long. The goroutine that waits finds out itself what it was.
 func (c *conn) tick(now int64) {
 	if t := c.readBy.Load(); t > 0 && now >= t && c.readBy.CompareAndSwap(t, 0) {
-		_ = c.nc.SetReadDeadline(longAgo)
+		c.wake()
 	}
 	if t := c.writeBy.Load(); t > 0 && now >= t && c.writeBy.CompareAndSwap(t, 0) {
 		_ = c.nc.SetWriteDeadline(longAgo)

@@ -105,13 +105,14 @@ type serverConn struct {
 	s     *Server
 	info  exchange.Conn
 	ready []*serverStream // requests whose handler is to be started
+	onEnd func()
 }
 
-// ServeConn serves one connection, which it closes, and returns when it is over and the last handler has returned. A
-// *tls.Conn is to be handshaken and described in info. The preface is still to be read, or in info.Initial.
+// ServeConn serves one connection, which it closes. It returns when the connection is over and the last handler has returned, or when nothing has
+// happened on it for a while: it is parked then, and served by another goroutine when something does. A *tls.Conn is to be handshaken and described
+// in info, which is not kept. The preface is still to be read, or in info.Initial.
 func (s *Server) ServeConn(nc net.Conn, info *h1.ConnInfo) {
-	defer info.End()
-	c := &serverConn{s: s, info: info.Conn}
+	c := &serverConn{s: s, info: info.Conn, onEnd: info.Ended}
 	if !c.info.Peer.IsValid() {
 		c.info.Peer = addrPort(nc.RemoteAddr())
 	}
@@ -122,15 +123,26 @@ func (s *Server) ServeConn(nc net.Conn, info *h1.ConnInfo) {
 		c.info.Serial = s.serial.Add(1)
 	}
 	c.init(nc, s.keep, s.lim, c)
+	c.clock, c.resume = s.o.Clock, func() { c.over(c.read()) }
 	s.keep.add(&c.conn)
-	err := c.serve(info.Initial)
-	s.o.Log.Debug("HTTP/2 connection ended", "peer", c.info.Peer, "requests", c.info.Requests, "reason", err)
+	c.over(c.serve(info.Initial))
+}
+
+// over ends the connection, unless it is parked.
+func (c *serverConn) over(err error) {
+	if err == errParked {
+		return
+	}
+	c.s.o.Log.Debug("HTTP/2 connection ended", "peer", c.info.Peer, "requests", c.info.Requests, "reason", err)
 	c.mu.Lock()
 	for _, s := range c.ready {
 		c.discard(s) // it came together with what ended the connection
 	}
 	c.mu.Unlock()
 	c.end(err)
+	if c.onEnd != nil {
+		c.onEnd()
+	}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -152,8 +164,7 @@ func (c *serverConn) serve(initial []byte) error {
 	if len(initial) > readBuffer {
 		return &connError{InternalError, "too much was read before"}
 	}
-	c.in = readPool.Get().(*[readBuffer]byte)
-	c.e = copy(c.in[:], initial)
+	c.e = copy(c.Room(), initial)
 	for {
 		n := min(c.e, len(Preface))
 		if string(c.in[:n]) != Preface[:n] {
@@ -350,7 +361,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		cut := ctx.Err() != nil
 		s.keep.each(func(c *conn) {
 			if cut {
-				go c.nc.Close() // TLS takes its time to say goodbye
+				go func() {
+					_ = c.nc.Close() // TLS takes its time to say goodbye
+					c.wake()
+				}()
 			} else if !c.leaving.Swap(true) {
 				go func() { // writing may take its time
 					c.mu.Lock()
