@@ -7,10 +7,11 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"concord/proxy/h1"
 )
 
 // relay passes bytes between a client and an upstream until both have said all, one fails, or both are silent for too long.
@@ -26,6 +27,8 @@ type half struct {
 	src, dst  net.Conn
 	in, out   int64
 	writeFrom time.Time // when the deadline of writes was set
+	source    h1.Source
+	buf       *[bufferSize]byte // nil: nothing is under way
 }
 
 // defaultTimeout is Kong's of services.
@@ -110,115 +113,39 @@ func (h *half) mayWrite() {
 	}
 }
 
-// copy returns nil at the end of src.
-func (h *half) copy() error {
-	src, isTCP := h.src.(*net.TCPConn)
-	if !isTCP {
-		return h.copyBuffered()
-	}
-	dst, _ := h.dst.(*net.TCPConn)
-	return h.copySocket(dst, src)
-}
-
-// buffers are held only while bytes are under way, but for TLS.
+// buffers are held only while bytes are under way: thousands of silent connections cost no memory.
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 const bufferSize = 32 << 10
 
-// copySocket reads without a buffer to wait with: thousands of silent connections cost no memory. What does not fit the buffer goes from
-// socket to socket inside the kernel (splice) if dst is one too.
-func (h *half) copySocket(dst, src *net.TCPConn) error {
-	rc, err := src.SyscallConn()
-	if err != nil {
-		return err
+// Room implements h1.Memory.
+func (h *half) Room() []byte {
+	if h.buf == nil {
+		h.buf = buffers.Get().(*[bufferSize]byte)
 	}
-	var (
-		buf     *[bufferSize]byte
-		n       int
-		readErr error
-		bulk    = io.LimitedReader{R: src}
-	)
-	drop := func() {
-		if buf != nil {
-			buffers.Put(buf)
-			buf = nil
-		}
-	}
-	defer drop()
-	read := func(fd uintptr) bool {
-		if buf == nil {
-			buf = buffers.Get().(*[bufferSize]byte)
-		}
-		for {
-			n, readErr = syscall.Read(int(fd), buf[:])
-			if readErr != syscall.EINTR {
-				break
-			}
-		}
-		if readErr == syscall.EAGAIN {
-			drop()
-			return false
-		}
-		return true
-	}
-	available := 0
-	look := func(fd uintptr) { available, readErr = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }
-	for {
-		if err := rc.Read(read); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) && !h.r.expired(src) {
-				continue
-			}
-			return err
-		}
-		if readErr != nil {
-			return readErr
-		}
-		if n == 0 {
-			return nil
-		}
-		h.in += int64(n)
-		h.r.touch()
-		if err := h.send(buf[:n]); err != nil {
-			return err
-		}
-		for n == bufferSize && dst != nil {
-			if err := rc.Control(look); err != nil || readErr != nil || available < bufferSize {
-				break
-			}
-			drop()
-			h.mayWrite()
-			_ = src.SetReadDeadline(time.Now().Add(h.r.idle)) // not to pass in the middle
-			bulk.N = int64(min(available, maxSplice))
-			k, err := dst.ReadFrom(&bulk)
-			h.in += k
-			h.out += k
-			h.r.touch()
-			if err != nil {
-				return err
-			}
-		}
+	return h.buf[:]
+}
+
+// Idle implements h1.Memory.
+func (h *half) Idle() {
+	if h.buf != nil {
+		buffers.Put(h.buf)
+		h.buf = nil
 	}
 }
 
-// maxSplice is how much a receiver must take before its write timeout passes.
-const maxSplice = 256 << 10
-
-// copyBuffered is for TLS, which reads into the bytes it is given: few while nothing comes, more when they do not suffice.
-func (h *half) copyBuffered() error {
-	var few [1024]byte
-	buf := few[:]
-	var many *[bufferSize]byte
-	defer func() {
-		if many != nil {
-			buffers.Put(many)
-		}
-	}()
+// copy returns nil at the end of src.
+func (h *half) copy() error {
+	h.source.Open(h.src, h)
+	defer h.Idle()
+	src, _ := h.src.(*net.TCPConn)
+	dst, _ := h.dst.(*net.TCPConn)
 	for {
-		n, err := h.src.Read(buf)
+		n, err := h.source.Read()
 		if n > 0 {
 			h.in += int64(n)
 			h.r.touch()
-			if err := h.send(buf[:n]); err != nil {
+			if err := h.send(h.buf[:n]); err != nil {
 				return err
 			}
 		}
@@ -231,12 +158,39 @@ func (h *half) copyBuffered() error {
 			}
 		case err != nil:
 			return err
-		case n == len(few) && many == nil:
-			many = buffers.Get().(*[bufferSize]byte)
-			buf = many[:]
-		case n <= len(few) && many != nil:
-			buffers.Put(many)
-			many, buf = nil, few[:]
+		case n == bufferSize && src != nil && dst != nil:
+			if err := h.splice(dst, src); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// maxSplice is how much a receiver must take before its write timeout passes.
+const maxSplice = 256 << 10
+
+// splice sends from socket to socket, inside the kernel, as long as there is more than a buffer holds.
+func (h *half) splice(dst, src *net.TCPConn) error {
+	rc, err := src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	bulk := io.LimitedReader{R: src}
+	for {
+		var available int
+		if rc.Control(func(fd uintptr) { available, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) != nil || err != nil || available < bufferSize {
+			return nil // what is wrong the next read tells
+		}
+		h.Idle()
+		h.mayWrite()
+		_ = src.SetReadDeadline(time.Now().Add(h.r.idle)) // not to pass in the middle
+		bulk.N = int64(min(available, maxSplice))
+		n, err := dst.ReadFrom(&bulk)
+		h.in += n
+		h.out += n
+		h.r.touch()
+		if err != nil {
+			return err
 		}
 	}
 }

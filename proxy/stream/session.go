@@ -15,6 +15,7 @@ import (
 	"concord/proxy/balancer"
 	"concord/proxy/dataplane"
 	"concord/proxy/exchange"
+	"concord/proxy/h1"
 	"concord/proxy/listen"
 	"concord/proxy/plugin"
 	"concord/proxy/proxyproto"
@@ -198,7 +199,7 @@ func (ss *session) alert(description byte) {
 func (ss *session) handshake(first []byte) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), ss.s.o.HandshakeTimeout)
 	defer cancel()
-	tc := tls.Server(&replayed{ss.client, first}, ss.s.o.TLS)
+	tc := tls.Server(h1.NewTLSSocket(ss.client, first), ss.s.o.TLS)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, failed(400, "TLS handshake: %w", err)
 	}
@@ -208,22 +209,6 @@ func (ss *session) handshake(first []byte) (*tls.Conn, error) {
 	}
 	ss.x.Conn.TLS = &state
 	return tc, nil
-}
-
-// replayed gives back first what was read to look at.
-type replayed struct {
-	net.Conn
-	first []byte
-}
-
-// Read begins with what was read before.
-func (r *replayed) Read(p []byte) (int, error) {
-	if len(r.first) > 0 {
-		n := copy(p, r.first)
-		r.first = r.first[n:]
-		return n, nil
-	}
-	return r.Conn.Read(p)
 }
 
 // connect opens the connection to the service or to a target of its upstream.
