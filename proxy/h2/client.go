@@ -70,9 +70,9 @@ func (p *Pool) newConn(nc net.Conn, key Key, patience time.Duration) *clientConn
 	}
 	c.init(nc, p.keep, lim, c)
 	c.lim.headTime = p.lim.headTime
-	c.out = append(c.out, Preface...)
-	c.out = appendSettings(c.out, setting{settingEnablePush, 0}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)})
-	c.out = appendWindowUpdate(c.out, 0, c.lim.window-defaultWindow)
+	c.out = append(c.queued(), Preface...)
+	c.out = appendSettings(c.queued(), setting{settingEnablePush, 0}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)})
+	c.out = appendWindowUpdate(c.queued(), 0, c.lim.window-defaultWindow)
 	return c
 }
 
@@ -208,7 +208,7 @@ var pingData = [8]byte{'c', 'o', 'n', 'c', 'o', 'r', 'd', '?'}
 // ping asks for a sign of life, unless that was done already. c.mu is held.
 func (c *clientConn) ping(now int64) {
 	if c.pinged.CompareAndSwap(0, now) {
-		c.out = appendPing(c.out, 0, pingData)
+		c.out = appendPing(c.queued(), 0, pingData)
 	}
 }
 

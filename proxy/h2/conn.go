@@ -86,7 +86,7 @@ type conn struct {
 
 	leaving         atomic.Bool
 	readBy, writeBy atomic.Int64
-	restBy          atomic.Int64 // when a connection without streams gives its memory and its goroutine back
+	restBy          atomic.Int64 // when a resting connection gives its goroutine back
 	waits           atomic.Int32 // streams with deadlines
 
 	mu       sync.Mutex
@@ -95,14 +95,14 @@ type conn struct {
 	maxID    uint32 // highest stream so far
 	lastID   uint32 // highest that was taken
 	idleBy   int64
-	resting  bool  // no stream, nothing unread
 	err      error // the connection is over for its streams
 	dead     bool  // nothing can be written any more
 	draining int
 	resets   [rememberIDs]uint32 // streams reset by this side: what is still on its way for them is no fault
 	resetPos int
 
-	out, spare  []byte
+	out         []byte     // what waits to be written; append to queued
+	outMemory   *outMemory // that out began in
 	flushing    bool
 	room        sync.Cond // something was written, or a stream has ended
 	blocked     int       // streams that wait for window or room
@@ -197,7 +197,7 @@ func (c *conn) fill() error {
 		c.partialBy = c.keep.in(c.lim.headTime)
 	}
 	c.arm()
-	if c.rest(); c.resting && c.clock != nil && c.restBy.Load() == 0 {
+	if c.clock != nil && c.resting() && c.restBy.Load() == 0 {
 		c.restBy.Store(c.keep.now() + restAfter)
 	}
 	c.mu.Unlock()
@@ -238,20 +238,15 @@ func (c *conn) Idle() {
 	}
 }
 
-// restAfter is how long a connection without streams keeps what it wrote with, and its goroutine, in milliseconds.
+// restAfter is how long a resting connection keeps its goroutine, in milliseconds.
 const restAfter = 1000
 
-// rest gives the memory back that a connection without streams has written with. c.mu is held.
-func (c *conn) rest() {
-	c.resting = c.running == 0 && c.e == 0
-	if c.resting && !c.flushing && len(c.out) == 0 {
-		c.out, c.spare = nil, nil
-	}
-}
+// resting tells whether there is neither a stream nor a part of a frame. c.mu is held.
+func (c *conn) resting() bool { return c.running == 0 && c.e == 0 }
 
 // park lets a connection on which nothing happens wait without a goroutine, see h1.Clock, and tells whether the caller has lost it. c.mu is held.
 func (c *conn) park() bool {
-	if c.clock == nil || !c.resting || c.restBy.Load() != 0 || c.partialBy != 0 || c.draining != drainNo || c.flushing || len(c.out) > 0 {
+	if c.clock == nil || !c.resting() || c.restBy.Load() != 0 || c.partialBy != 0 || c.draining != drainNo || c.flushing || len(c.out) > 0 {
 		return false
 	}
 	c.head.fields, c.head.crumbs, c.block = nil, nil, nil
@@ -311,7 +306,6 @@ func (c *conn) late() error {
 	}
 	c.arm()
 	c.flush(false)
-	c.rest()
 	if c.park() {
 		return errParked
 	}
@@ -328,10 +322,10 @@ func (c *conn) drain() {
 		return
 	}
 	c.draining = drainNotice
-	c.out = appendGoAway(c.out, maxWindow, NoError, "")
+	c.out = appendGoAway(c.queued(), maxWindow, NoError, "")
 	var data [8]byte
 	binary.BigEndian.PutUint64(data[:], drainPingData)
-	c.out = appendPing(c.out, 0, data)
+	c.out = appendPing(c.queued(), 0, data)
 	c.idleBy = c.keep.in(drainGrace)
 	c.arm()
 	c.flush(false)
@@ -340,7 +334,7 @@ func (c *conn) drain() {
 // decide ends the notice: what comes now is not served any more. c.mu is held.
 func (c *conn) decide() {
 	c.draining = drainDecided
-	c.out = appendGoAway(c.out, c.lastID, NoError, "")
+	c.out = appendGoAway(c.queued(), c.lastID, NoError, "")
 	c.flush(false)
 	if c.running == 0 {
 		c.wake()
@@ -361,7 +355,9 @@ func (c *conn) ended() {
 	if c.draining == drainNo {
 		c.idleBy = c.keep.in(c.lim.idleTime)
 	}
-	c.restBy.Store(c.keep.now() + restAfter)
+	if c.clock != nil {
+		c.restBy.Store(c.keep.now() + restAfter)
+	}
 	c.arm()
 }
 
@@ -394,7 +390,7 @@ func (c *conn) refuse(id uint32, e *streamError) error {
 func (c *conn) reset(id uint32, code Code) {
 	c.resets[c.resetPos%rememberIDs] = id
 	c.resetPos++
-	c.out = appendReset(c.out, id, code)
+	c.out = appendReset(c.queued(), id, code)
 }
 
 func (c *conn) wasReset(id uint32) bool {
@@ -441,7 +437,7 @@ func (c *conn) end(err error) {
 	c.mu.Lock()
 	var ce *connError
 	if errors.As(err, &ce) {
-		c.out = appendGoAway(c.out, c.lastID, ce.code, ce.reason)
+		c.out = appendGoAway(c.queued(), c.lastID, ce.code, ce.reason)
 	}
 	c.failAll(err)
 	c.flush(false)

@@ -344,6 +344,45 @@ func TestLargeBodies(t *testing.T) {
 	}
 }
 
+// TestPieces: a body is what was sent, in whatever pieces, and whether they are read as they come or have to wait.
+func TestPieces(t *testing.T) {
+	var wait atomic.Bool
+	_, addr := startServer(t, Options{Handler: &handlerFunc{serve: func(x *exchange.Exchange) {
+		if wait.Load() {
+			time.Sleep(20 * time.Millisecond)
+		}
+		got, err := readBody(x.Request.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		x.Response.Status = 200
+		x.Response.SetBody([]byte(got))
+	}}})
+	blob := make([]byte, 5*maxFrame)
+	for i := range blob {
+		blob[i] = byte(i % 251)
+	}
+	c, id := dialRaw(t, addr).hello(), uint32(1)
+	for _, pieces := range [][]int{
+		{1}, {1, 1}, {smallChunk}, {smallChunk - 1, 1, 1}, {smallChunk, 1}, {smallChunk + 1}, {smallChunk - 5, 10}, {10, smallChunk},
+		{1, maxFrame}, {smallChunk, maxFrame}, {maxFrame, 1}, {maxFrame, maxFrame}, {smallChunk, maxFrame - smallChunk, 1}, {1000, 100, maxFrame, 5, maxFrame, 3},
+	} {
+		for _, w := range []bool{false, true} {
+			wait.Store(w)
+			c.headers(id, false, postFields...)
+			sent := 0
+			for i, n := range pieces {
+				c.data(id, i == len(pieces)-1, string(blob[sent:sent+n]))
+				sent += n
+			}
+			if a := c.await(id); a.body != string(blob[:sent]) {
+				t.Errorf("%v: %d bytes came of %d, or others: %+v", pieces, len(a.body), sent, a.reset)
+			}
+			id += 2
+		}
+	}
+}
+
 // TestBackPressure: a handler that does not read, and a client that does not read, stop the other side after a bounded
 // number of bytes.
 func TestBackPressure(t *testing.T) {

@@ -154,10 +154,10 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 func (c *serverConn) serve(initial []byte) error {
-	c.out = appendSettings(c.out,
+	c.out = appendSettings(c.queued(),
 		setting{settingMaxStreams, uint32(c.lim.streams)}, setting{settingMaxHeaders, uint32(c.lim.head.HeadBytes)},
 		setting{settingConnect, 1})
-	c.out = appendWindowUpdate(c.out, 0, c.lim.window-defaultWindow)
+	c.out = appendWindowUpdate(c.queued(), 0, c.lim.window-defaultWindow)
 	if c.info.TLS != nil && c.info.TLS.Version == tls.VersionTLS12 && !adequate(c.info.TLS.CipherSuite) {
 		return &connError{InadequateSecurity, tls.CipherSuiteName(c.info.TLS.CipherSuite) + " (RFC 9113 §9.2.2)"}
 	}

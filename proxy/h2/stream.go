@@ -54,13 +54,28 @@ type stream struct {
 	up        *clientStream // client: what it is a part of
 }
 
-// chunk is a piece of a body.
+// chunk is a piece of a body: b[:e] has come.
 type chunk struct {
-	r, e int
-	b    [maxFrame]byte
+	e int
+	b []byte
 }
 
-var chunkPool = sync.Pool{New: func() any { return new(chunk) }}
+// smallChunk holds most messages of gRPC, and bodies of forms: a request may wait for its answer for hours, with its body.
+const smallChunk = 1 << 10
+
+var (
+	smallChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, smallChunk)} }}
+	largeChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, maxFrame)} }}
+)
+
+func (k *chunk) release() {
+	k.e = 0
+	if len(k.b) < maxFrame {
+		smallChunks.Put(k)
+	} else {
+		largeChunks.Put(k)
+	}
+}
 
 // open makes s a fresh stream. c.mu is held.
 func (s *stream) open(c *conn, id uint32) {
@@ -91,15 +106,13 @@ func (s *stream) wasReset() bool {
 func (s *stream) drop() {
 	left := 0
 	for i, k := range s.chunks {
-		left += k.e - k.r
-		k.r, k.e = 0, 0
-		chunkPool.Put(k)
+		left += k.e
+		k.release()
 		s.chunks[i] = nil
 	}
 	s.chunks = s.chunks[:0]
 	if s.held != nil {
-		s.held.r, s.held.e = 0, 0
-		chunkPool.Put(s.held)
+		s.held.release()
 		s.held = nil
 	}
 	if !s.c.lim.early {
@@ -111,17 +124,27 @@ func (s *stream) drop() {
 // push keeps bytes that came in. c.mu is held.
 func (s *stream) push(p []byte) {
 	for len(p) > 0 {
-		var k *chunk
-		if n := len(s.chunks); n > 0 && s.chunks[n-1].e < maxFrame {
-			k = s.chunks[n-1]
-		} else {
-			k = chunkPool.Get().(*chunk)
-			s.chunks = append(s.chunks, k)
-		}
+		k := s.space(len(p))
 		n := copy(k.b[k.e:], p)
 		k.e += n
 		p = p[n:]
 	}
+}
+
+// space is a chunk, the last one, with room in it. A small one is the only one, which grows when it must. c.mu is held.
+func (s *stream) space(size int) *chunk {
+	n := len(s.chunks)
+	if n == 0 && size <= smallChunk {
+		s.chunks = append(s.chunks, smallChunks.Get().(*chunk))
+	} else if n == 0 || s.chunks[n-1].e == maxFrame {
+		s.chunks = append(s.chunks, largeChunks.Get().(*chunk))
+	} else if k := s.chunks[n-1]; k.e == len(k.b) {
+		large := largeChunks.Get().(*chunk)
+		large.e = copy(large.b, k.b)
+		s.chunks[n-1] = large
+		k.release()
+	}
+	return s.chunks[len(s.chunks)-1]
 }
 
 // body is the exchange.Body of what comes in on a stream.
@@ -142,8 +165,7 @@ func (b *body) Next() ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.held != nil {
-		s.held.r, s.held.e = 0, 0
-		chunkPool.Put(s.held)
+		s.held.release()
 		s.held = nil
 	}
 	if s.expect {
@@ -190,20 +212,20 @@ func (s *stream) pop() ([]byte, error) {
 	s.chunks[n] = nil
 	s.chunks = s.chunks[:n]
 	s.held = k
-	size := k.e - k.r
+	size := k.e
 	if !c.lim.early {
 		c.credit(size)
 	}
 	if s.recvEnd {
 		if n == 0 {
 			c.flush(false)
-			return k.b[k.r:k.e], io.EOF
+			return k.b[:k.e], io.EOF
 		}
 	} else if s.err == nil {
 		s.grow(size, n == 0)
 	}
 	c.flush(false)
-	return k.b[k.r:k.e], nil
+	return k.b[:k.e], nil
 }
 
 // grow gives back the stream's window. A reader that is faster than the sender gets a larger one, so that long ways are
@@ -219,7 +241,7 @@ func (s *stream) grow(size int, fast bool) {
 		more += w - s.window
 		s.window = w
 	}
-	c.out = appendWindowUpdate(c.out, s.id, more)
+	c.out = appendWindowUpdate(c.queued(), s.id, more)
 	s.recvWindow += more
 	s.unacked = 0
 }

@@ -255,7 +255,7 @@ func (c *conn) takePing(f *frame) error {
 			c.decide()
 		}
 	} else {
-		c.out = appendPing(c.out, flagAck, [8]byte(f.payload))
+		c.out = appendPing(c.queued(), flagAck, [8]byte(f.payload))
 	}
 	return c.charge(1)
 }
@@ -279,7 +279,7 @@ func (c *conn) takeSettings(f *frame) error {
 			return err
 		}
 	}
-	c.out = appendFrameHeader(c.out, 0, frameSettings, flagAck, 0)
+	c.out = appendFrameHeader(c.queued(), 0, frameSettings, flagAck, 0)
 	c.wakeSenders()
 	c.room.Broadcast()
 	return c.charge(1 + int64(len(f.payload)/6/8))
@@ -380,7 +380,7 @@ func (c *conn) takeData(f *frame) error {
 // credit gives back n bytes of the connection's window, once they are worth a frame. c.mu is held.
 func (c *conn) credit(n int) {
 	if c.unacked += n; c.unacked >= c.lim.window/2 {
-		c.out = appendWindowUpdate(c.out, 0, c.unacked)
+		c.out = appendWindowUpdate(c.queued(), 0, c.unacked)
 		c.recvWindow += c.unacked
 		c.unacked = 0
 	}

@@ -2,7 +2,22 @@ package h2
 
 import (
 	"runtime"
+	"sync"
 )
+
+// outMemory is borrowed while something waits to be written: connections and streams may be silent for long after much was sent.
+type outMemory struct{ b []byte }
+
+var outPool = sync.Pool{New: func() any { return &outMemory{make([]byte, 0, 4<<10)} }}
+
+// queued is c.out with room behind it. c.mu is held.
+func (c *conn) queued() []byte {
+	if c.outMemory == nil {
+		c.outMemory = outPool.Get().(*outMemory)
+		c.out = c.outMemory.b
+	}
+	return c.out
+}
 
 // flush writes what is queued. c.mu is held when it is called and when it returns, but not between. One goroutine writes
 // at a time. With patient, when other streams are busy, those that could run do so first: their frames then leave with the
@@ -37,19 +52,20 @@ func (c *conn) flush(patient bool) {
 
 // write sends c.out. c.mu is held, but not while it waits.
 func (c *conn) write() {
-	b := c.out
-	c.out, c.spare = c.spare[:0], nil
+	b, memory := c.out, c.outMemory
+	c.out, c.outMemory = nil, nil
 	c.writeBy.Store(c.keep.in(c.lim.writeTime))
 	c.mu.Unlock()
 	_, err := c.nc.Write(b)
 	c.mu.Lock()
 	c.writeBy.Store(0)
 	if cap(b) <= 2*maxOut {
-		c.spare = b[:0]
+		memory.b = b[:0]
+		outPool.Put(memory)
 	}
 	if err != nil {
 		c.dead = true
-		c.out = nil
+		c.out, c.outMemory = nil, nil
 		if c.err == nil {
 			c.failAll(err)
 			c.wake()
@@ -82,7 +98,7 @@ func (c *conn) putHead(s *stream, block []byte, end bool) {
 		block = block[1:]
 	}
 	n := len(c.out)
-	c.out = appendHeaders(c.out, s.id, block, end, c.peerFrame)
+	c.out = appendHeaders(c.queued(), s.id, block, end, c.peerFrame)
 	s.sent += int64(len(c.out) - n)
 	s.sentEnd = s.sentEnd || end
 }
@@ -127,7 +143,7 @@ func (s *stream) putData(p []byte, end bool) bool {
 		}
 		last := end && n == len(p)
 		before := len(c.out)
-		c.out = appendData(c.out, s.id, p[:n], last)
+		c.out = appendData(c.queued(), s.id, p[:n], last)
 		s.sent += int64(len(c.out) - before)
 		s.sendWindow -= int64(n)
 		c.sendWindow -= int64(n)
