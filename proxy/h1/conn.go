@@ -24,6 +24,7 @@ type conn struct {
 	s        *Server
 	info     exchange.Conn
 	w        *work
+	part     *part                 // of a head, kept while the rest is waited for; w is nil then
 	readable func(fd uintptr) bool // onReadable, bound once
 	verdict  verdict
 	err      error
@@ -64,9 +65,35 @@ func workOf(in []byte) *work {
 }
 
 func (c *conn) take() {
-	if c.w == nil {
-		c.w = c.s.works.Get().(*work)
-		c.w.c, c.w.fd = c, -1
+	if c.w != nil {
+		return
+	}
+	w := c.s.works.Get().(*work)
+	c.w, w.c, w.fd = w, c, -1
+	if p := c.part; p != nil {
+		w.e, w.scanned, w.blank = copy(w.in, p.b), p.scanned, p.blank
+		c.part = nil
+	}
+}
+
+// part is what has come of a head.
+type part struct {
+	b       []byte
+	scanned int
+	blank   bool
+}
+
+// largestPart is how much of a head is kept in memory of its own size: many clients that send a little and no more would each hold a lot.
+const largestPart = 1 << 10
+
+// begun tells whether a head has begun to arrive.
+func (c *conn) begun() bool { return c.part != nil || c.w != nil && c.w.r < c.w.e }
+
+// shelve gives the memory back in which a head has begun.
+func (c *conn) shelve() {
+	if w := c.w; w != nil && w.e-w.r <= largestPart {
+		c.part = &part{bytes.Clone(w.in[w.r:w.e]), w.scanned, w.blank}
+		c.putBack()
 	}
 }
 
@@ -162,7 +189,7 @@ func (c *conn) serveRaw() (away bool) {
 
 func (c *conn) onReadable(fd uintptr) bool {
 	if c.armed != 0 && c.woken() {
-		if c.w != nil { // a part of a head
+		if c.begun() {
 			c.verdict = quit
 			return true
 		}
@@ -204,11 +231,12 @@ func (c *conn) onReadable(fd uintptr) bool {
 	}
 }
 
-// wait prepares for waiting: the memory goes back unless a part of a head is in it.
+// wait prepares for waiting: the memory goes back unless much of a head is in it.
 func (c *conn) wait() {
-	if c.w != nil && c.w.r < c.w.e {
+	if c.begun() {
 		c.armed = c.untilHead()
 		c.armRead(c.armed)
+		c.shelve()
 		return
 	}
 	c.putBack()
@@ -260,7 +288,7 @@ const (
 
 // awake handles a wait that was interrupted: by the clock, because it has lasted for a while or too long, or by Shutdown.
 func (c *conn) awake() next {
-	if c.w != nil && c.w.r < c.w.e {
+	if c.begun() {
 		if !c.headBy.IsZero() {
 			c.refuse(-1, errHeaderTime)
 		}

@@ -554,6 +554,58 @@ func waitingRequests(t *testing.T, request string) {
 	})
 }
 
+// TestSlowHeads: a head of which little has come takes little more than that, and is understood when the rest comes, be it byte by byte.
+func TestSlowHeads(t *testing.T) {
+	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
+		const clients = 300
+		rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.URL.Path), r.URL.Path)
+			return true
+		})
+		hidden := false
+		addr, s, _ := start(t, rec.ln.Addr(), func(ho *h1.Options, uo *upstream.Options, p *plain) {
+			set(ho, uo, p)
+			hidden = p.hide
+		})
+		before := heap()
+		var conns []net.Conn
+		for i := range clients {
+			c := dial(t, addr)
+			fmt.Fprintf(c, "\r\nGET /%d HT", i)
+			conns = append(conns, c)
+		}
+		waitFor(t, func() bool { return s.Conns() == clients })
+		time.Sleep(50 * time.Millisecond)
+		// Without the socket itself somebody has to read all the time, into memory that is there already.
+		if each := (heap() - before) / clients; !hidden && each > 8<<10 { // with both ends, one of which is the test's
+			t.Errorf("a head that has begun holds %d bytes", each)
+		}
+		for i, c := range conns {
+			rest := "TP/1.1\r\nHost: a\r\nX-Long: " + strings.Repeat("x", i) + "\r\n\r\n"
+			piece := 1 + i%97
+			for len(rest) > 0 {
+				n := min(piece, len(rest))
+				fmt.Fprint(c, rest[:n])
+				rest = rest[n:]
+				if i%10 == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+		}
+		for i, c := range conns {
+			got, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, _ := io.ReadAll(got.Body); got.StatusCode != 200 || string(body) != fmt.Sprint("/", i) {
+				t.Fatal(i, got.Status, string(body))
+			}
+			_ = c.Close()
+		}
+		waitFor(t, func() bool { return s.Conns() == 0 })
+	})
+}
+
 // TestWaitingTunnels: a tunnel that waits holds no buffers, and when it is over the request and the answer are told as they were, whatever has gone through it.
 func TestWaitingTunnels(t *testing.T) {
 	backends(t, func(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {

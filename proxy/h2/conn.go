@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	readBuffer  = 32 << 10 // holds the largest frame and more; a connection that waits has none, unless a part of a frame is in it
+	readBuffer  = 32 << 10 // holds the largest frame and more; a connection that waits has none, unless much of a frame is in it
 	maxOut      = 64 << 10 // data waits for room when so much is queued
 	maxQueued   = 256 << 10
 	calmBurst   = 1000 // see charge
@@ -73,8 +74,9 @@ type conn struct {
 
 	// Of the reading goroutine.
 	source    h1.Source
-	in        *[readBuffer]byte // in[r:e] is unread; nil while nothing is
+	in        *[readBuffer]byte // in[r:e] is unread; nil while nothing is, or little
 	r, e      int
+	part      []byte // what is unread while in is nil
 	dec       *hpack.Decoder
 	head      head
 	blockID   uint32 // of the header block that goes on in CONTINUATION frames; 0: none
@@ -226,13 +228,19 @@ func (c *conn) fill() error {
 func (c *conn) Room() []byte {
 	if c.in == nil {
 		c.in = readPool.Get().(*[readBuffer]byte)
+		copy(c.in[:], c.part)
+		c.part = nil
 	}
 	return c.in[c.e:]
 }
 
+// largestPart is how much of a frame is kept in memory of its own size: many clients that send a little and no more would each hold a lot.
+const largestPart = 1 << 10
+
 // Idle implements h1.Memory.
 func (c *conn) Idle() {
-	if c.e == 0 && c.in != nil {
+	if c.in != nil && c.e <= largestPart {
+		c.part = bytes.Clone(c.in[:c.e])
 		readPool.Put(c.in)
 		c.in = nil
 	}

@@ -126,8 +126,9 @@ func TestWaitingHoldsNoBuffers(t *testing.T) {
 	fields := func(path string) []string { return append(slices.Clone(getFields[:6]), ":path", path) }
 	tests := []struct {
 		name               string
+		begun              string // of a frame
 		waits, posts, gets bool
-	}{{name: "no request"}, {name: "waiting", waits: true}, {name: "waiting with a body", waits: true, posts: true}, {name: "waiting after much", waits: true, gets: true}}
+	}{{name: "no request"}, {name: "a part of a frame", begun: "\x00\x00\x08\x06\x00\x00\x00\x00\x00ping"}, {name: "waiting", waits: true}, {name: "waiting with a body", waits: true, posts: true}, {name: "waiting after much", waits: true, gets: true}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			answer := make(chan struct{})
@@ -155,6 +156,7 @@ func TestWaitingHoldsNoBuffers(t *testing.T) {
 				if tt.posts {
 					c.data(1, true, "body")
 				}
+				c.write([]byte(tt.begun))
 				if tt.gets {
 					c.headers(3, true, fields("/large")...)
 					if a := c.await(3); len(a.body) != len(large) {
