@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -53,12 +54,38 @@ func Bin(t testing.TB, name string) string {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			errBuild = fmt.Errorf("%w: %s", err, out)
+			return
 		}
+		errBuild = dependOnSources()
 	})
 	if errBuild != nil {
 		t.Fatalf("build: %v", errBuild)
 	}
 	return filepath.Join(buildDir, name)
+}
+
+// dependOnSources makes go test repeat the tests when the programs have changed. It repeats a result if nothing has changed that the test was
+// compiled from, or has opened: of what it had built, it knows nothing.
+func dependOnSources() error {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		if filepath.Dir(root) == root {
+			return errors.New("no go.mod above the working directory")
+		}
+		root = filepath.Dir(root)
+	}
+	for _, dir := range []string{"admin", "cluster", "cmd", "fsm", "proto", "proxy", "ratelimit"} {
+		if err := filepath.WalkDir(filepath.Join(root, dir), func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Clean removes what Bin built; call it at the end of TestMain.
