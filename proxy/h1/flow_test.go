@@ -350,6 +350,7 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	ask := "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n\r\n"
 	t.Run("tunnel", func(t *testing.T) {
 		rec := newRecorder(t, func(c net.Conn, r *http.Request, _ int) bool {

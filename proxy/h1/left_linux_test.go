@@ -14,7 +14,10 @@ import (
 )
 
 // TestEndWithRequest: the end of the stream in the same packet as a request, which wakes the connection only once.
-func TestEndWithRequest(t *testing.T) { backends(t, testEndWithRequest) }
+func TestEndWithRequest(t *testing.T) {
+	t.Parallel()
+	backends(t, testEndWithRequest)
+}
 
 func testEndWithRequest(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 	rec := newRecorder(t, nil)

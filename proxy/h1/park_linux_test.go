@@ -159,6 +159,7 @@ func (l *lot) parked(t *testing.T, n int64) {
 }
 
 func TestParked(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name string
 		idle time.Duration
@@ -243,6 +244,7 @@ func TestParked(t *testing.T) {
 		}
 		for i, tt := range tests {
 			t.Run(fmt.Sprintf("%s, TLS %v", tt.name, secure), func(t *testing.T) {
+				t.Parallel()
 				l, c := lots[i], clients[i]
 				waitFor(t, func() bool { return l.served.Load() == 0 })
 				if err := tt.do(l, c); err != nil {
@@ -269,6 +271,7 @@ func ended(c *client, want string) error {
 
 // TestParking: requests that come just when connections are being parked, whole and in parts, are answered.
 func TestParking(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) {
 			t.Parallel()

@@ -36,7 +36,10 @@ func testHalfClose(t *testing.T, set func(*h1.Options, *upstream.Options, *plain
 	waitFor(t, func() bool { return s.Conns() == 0 })
 }
 
-func TestTimeouts(t *testing.T) { backends(t, testTimeouts) }
+func TestTimeouts(t *testing.T) {
+	t.Parallel()
+	backends(t, testTimeouts)
+}
 
 func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)) {
 	const short = 150 * time.Millisecond // for one of the three: a slow machine may take as long for the others
@@ -121,6 +124,7 @@ func testTimeouts(t *testing.T, set func(*h1.Options, *upstream.Options, *plain)
 
 // TestClientLeaves: nobody reads from a client whose answer is awaited, yet the upstream is freed when it leaves.
 func TestClientLeaves(t *testing.T) {
+	t.Parallel()
 	for name, send := range map[string]string{
 		"before the head": get("/wait"), "with a request behind": get("/wait") + get("/next"),
 		"within a body": "POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nx", "within the answer": get("/begin"),

@@ -95,6 +95,7 @@ func (s *sealer) closeNotify() string { return s.record(tlsAlert, "\x01\x00") }
 
 // TestTLSRecords: requests are answered however their bytes are put into records, and the records into segments, and an end is noticed.
 func TestTLSRecords(t *testing.T) {
+	t.Parallel()
 	post := func(body string) string {
 		return fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	}

@@ -16,6 +16,7 @@ import (
 
 // TestDrain: at Shutdown, streams that run or are on their way are served, later ones are not.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	stop := make(chan struct{})
 	h := &handlerFunc{serve: func(x *exchange.Exchange) { <-stop; x.Response.Status = 204 }}
 	s, addr := startServer(t, Options{Handler: h})

@@ -21,6 +21,7 @@ import (
 
 // TestFloods is D3: frames that serve nothing end with ENHANCE_YOUR_CALM, long before they could cost much.
 func TestFloods(t *testing.T) {
+	t.Parallel()
 	const enough = 300000                                                      // frames; the server stops listening much earlier
 	uncompressed := appendIndexed(nil, staticDate, strings.Repeat("y", 10000)) // a piece of a header block
 	tests := []struct {
@@ -145,6 +146,7 @@ func TestFloods(t *testing.T) {
 
 // TestUpstreamFloods: an upstream is not trusted more than a client.
 func TestUpstreamFloods(t *testing.T) {
+	t.Parallel()
 	const enough = 300000
 	begin := func(c *rawClient, id uint32) { c.headers(id, false, ":status", "200") }
 	for _, tt := range []struct {

@@ -1,9 +1,14 @@
 package h2
 
 import (
+	"flag"
 	"testing"
 
 	"concord/test/harness"
 )
 
-func TestMain(m *testing.M) { harness.NoLeaks(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	_ = flag.Set("test.parallel", "16") // those that are parallel mostly wait
+	harness.NoLeaks(m)
+}

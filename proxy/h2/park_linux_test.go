@@ -103,6 +103,7 @@ func (c *rawClient) ended() error {
 }
 
 func TestParked(t *testing.T) {
+	t.Parallel()
 	half := []byte{0, 0, 8, 6, 0}
 	rest := []byte{0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8}
 	pong := func(c *rawClient) error {
@@ -240,6 +241,7 @@ func TestParkedWithoutRequest(t *testing.T) {
 
 // TestParking: requests that come just when connections are being parked, whole and in parts, are answered.
 func TestParking(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) {
 			t.Parallel()

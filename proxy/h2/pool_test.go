@@ -80,6 +80,7 @@ func TestPoolMaxRequests(t *testing.T) {
 // TestSignsOfLife: a connection that was silent is asked together with the next request, and open streams now and then; one that does not
 // answer is given up, so that it is a timeout for who was on it and nothing for who comes next.
 func TestSignsOfLife(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name          string
 		dead          bool // the upstream goes on reading, but says nothing more
